@@ -64,10 +64,10 @@ class Models(Section):
     rounds: int = Field(60, ge=5, le=2_000)
     threads: int = Field(2, ge=1, le=64)
 
-# %% ../../nbs/core/04_settings.ipynb #b7005b9e
+# %% ../../nbs/core/04_settings.ipynb #679ee704
 class Strategy(Section):
     "When a vote becomes a wish"
-    min_confidence: float = Field(0.52, ge=0.5, lt=1)
+    min_confidence: float = Field(0.51, ge=0.5, lt=1)
     share: float = Field(0.02, ge=0, le=0.5)              # fixed share of the selector
     learning_rate: float = Field(8.0, gt=0, le=200)       # of the selector, per unit of volatility-scaled return
     fallback_usdt: float = Field(150, gt=0, le=150)
