@@ -2,17 +2,75 @@
 
 Modules:
 
+- `quantlib.cli.cli`: `quantlib demo · up · sandbox · run · data · train · audit · why · signal · kill · doctor`
+- `quantlib.cli.demo`: The whole fund over two simulated days, ending with proof
+- `quantlib.cli.processes`: The parts as child processes: started, watched, restarted, stopped
 - `quantlib.core.clock`: One time for everything: the exchange's
 - `quantlib.core.ids`: Names that are functions of content, so that a repeated step makes no second thing
 - `quantlib.core.settings`: What a user may turn, typed, with ceilings that no file can raise
 - `quantlib.core.types`: The words of the suite as small immutable values, from a vote to a verdict
+- `quantlib.data.candles`: Closed bars that were checked once, and a table of them that remembers its versions
+- `quantlib.data.features`: 49 numbers that say where a contract stands, in units that fit every contract
+- `quantlib.data.history`: Candles from the exchange and from files, whole, checked, and never the one that is still moving
+- `quantlib.data.labels`: What the forecasters are asked: the next hours' return, in units of how much this contract usually moves
 - `quantlib.data.synthetic`: A market made from a seed: it moves like crypto, and what can be predicted in it is known
+- `quantlib.data.universe`: Which contracts are watched, and whether the exchange still trades them
+- `quantlib.execution.client`: python-binance pointed at the right exchange, with errors that leak nothing and failures that are not taken for answers
+- `quantlib.execution.desk`: Journal first, send once, then prove
+- `quantlib.execution.gateway`: The one process that trades: it disposes of what the notebooks propose
+- `quantlib.execution.guard`: No position without a stop for longer than its deadline, whatever goes wrong
+- `quantlib.execution.orders`: The life of an order as a state machine that does no I/O
+- `quantlib.execution.reconcile`: What the exchange holds, compared with what the journal says it holds
+- `quantlib.execution.rehearsal`: A market, an exchange and a journal in one process, to practise on
+- `quantlib.execution.rules`: The exchange's filters, and exact rounding that never asks for more
+- `quantlib.exits.levels`: The prices at which a position ends: stop, target, half-way target, and a stop that follows
+- `quantlib.exits.plan`: Which protective orders a position should have, which it has, and the difference
 - `quantlib.journal.bus`: Messages that cannot be lost, because they are rows of the transaction that caused them
 - `quantlib.journal.schema`: The tables of the journal: every row names the row that caused it
 - `quantlib.journal.store`: The journal: durable, append-minded, safe for several processes
-- `quantlib.models.boosting`: Two kinds of boosted trees that forecast where a return is centred, and an honest width measured on bars they did not learn from
+- `quantlib.learning.memory`: How each playbook did in each regime, with the doubt that few trades deserve
+- `quantlib.learning.outcomes`: Closed positions with everything that was believed when they were opened
+- `quantlib.learning.retrain`: A new version of every model from the candles before the slot, and a champion that gives way only to a better one
+- `quantlib.learning.sample`: A day of a small fund, written from a seed into a journal, for lessons and tests to read
+- `quantlib.models.boosting`: Two kinds of boosted trees that forecast where a return is centred, with a trust and a width measured on bars they did not learn from
+- `quantlib.models.ensemble`: The weighted vote of the models that are there, and a path that says which ones were not
 - `quantlib.models.forecast`: What a model says about a symbol: five quantiles of its scaled return at three horizons, never a bare number
+- `quantlib.models.registry`: Where models are kept, how one becomes champion, and why a damaged one is never served
+- `quantlib.models.train`: From closed candles to fitted forecasters, with a report card that says so when a model is no better than expecting nothing
+- `quantlib.ops.alerts`: What a person should know, from the journal to a log file, each alert once
+- `quantlib.ops.audit`: What was designed, what ran, and the evidence, wire by wire
+- `quantlib.ops.reports`: An executed notebook becomes one quiet page that anybody can open and that asks nobody else for anything
+- `quantlib.ops.why`: From any fill or order back to the intent, the verdict, the votes, the models, the candles and the notebook that caused it
+- `quantlib.ops.wires`: Every hop from candle to outcome as one declared rule that reads the journal and says green, red or grey
+- `quantlib.research.backtest`: What a table of sides would have earned after fees, slippage and funding, filled one bar later
+- `quantlib.research.parity`: A cycle of the past, decided again from the journal's record, equal to the last bit
+- `quantlib.research.plots`: The figures of the suite, drawn from the journal's rows
+- `quantlib.risk.breakers`: Circuit breakers that stay open until a person closes them, also across a restart
+- `quantlib.risk.limits`: The gate every intent must pass: approved, reduced or rejected, with every reason that applies
+- `quantlib.risk.portfolio`: What the book holds, what moves together, and how much room each limit leaves
+- `quantlib.risk.sizing`: How much to put on: more when the vote is surer, less when the market is wilder or the book is fuller
+- `quantlib.sandbox.account`: Positions, margin, fees and funding, to the last decimal
+- `quantlib.sandbox.book`: Orders as the exchange sees them: what it refuses, what fills, what triggers
 - `quantlib.sandbox.contracts`: What each perpetual may be traded in: ticks, steps, limits and leverage tiers
-- `quantlib.schedule.zygote`: Hand-written: a forking daemon of signals, sockets and process groups cannot be hosted by a notebook kernel; `nbs/schedule/01_kernels` teaches its use."""
+- `quantlib.sandbox.exchange`: The whole venue as one object: a clock that is told, a book, an account, and events
+- `quantlib.sandbox.faults`: Making the exchange misbehave on purpose, before or after it did what it was asked
+- `quantlib.sandbox.market`: A price for every instant, from candles that only say open, high, low and close
+- `quantlib.sandbox.private`: Account, positions and orders, in the shapes that clients parse
+- `quantlib.sandbox.rest`: Requests in, JSON out: signatures, weights and the public market data
+- `quantlib.sandbox.server`: The exchange on a port of this machine, with a clock that can be told
+- `quantlib.sandbox.streams`: What a subscriber hears when the clock moves
+- `quantlib.schedule.jobs`: What a scheduled notebook may be asked, and what it finds when it opens its run
+- `quantlib.schedule.kernels`: Jupyter kernels that start in a tenth of a second because their libraries are loaded already
+- `quantlib.schedule.ledger`: Who runs what for which slot, written down before it runs
+- `quantlib.schedule.rehearsal`: A whole small fund in a temporary folder, so that any scheduled notebook runs by hand
+- `quantlib.schedule.runner`: Runs one notebook with its parameters and says truthfully how it ended
+- `quantlib.schedule.scheduler`: Which slot is due, which is too late, and how its notebook is run
+- `quantlib.schedule.zygote`: Hand-written: a forking daemon of signals, sockets and process groups cannot be hosted by a notebook kernel; `nbs/schedule/01_kernels` teaches its use.
+- `quantlib.strategy.decide`: From a snapshot and the loaded models to signals, decisions and intents: one pure function
+- `quantlib.strategy.meta`: Which playbook to trust in which regime: fixed-share weights that learn from every closed bar
+- `quantlib.strategy.playbooks`: Three ways to agree with a vote, and the momentum rule for when there is no vote
+- `quantlib.strategy.record`: One decided cycle becomes rows, and rows become what the next cycle knows
+- `quantlib.strategy.regime`: Trending, ranging or volatile: what kind of market each symbol is in, without flickering
+- `quantlib.strategy.snapshot`: Everything a decision may know, frozen at one instant"""
 
 __version__ = "0.1.0"
