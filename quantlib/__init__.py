@@ -5,6 +5,7 @@ Modules:
 - `quantlib.cli.cli`: `quantlib demo · up · sandbox · run · data · train · audit · why · signal · kill · doctor`
 - `quantlib.cli.demo`: The whole fund over two simulated days, ending with proof
 - `quantlib.cli.processes`: The parts as child processes: started, watched, restarted, stopped
+- `quantlib.cli.readme`: The project's front page, made from its first notebook
 - `quantlib.core.clock`: One time for everything: the exchange's
 - `quantlib.core.ids`: Names that are functions of content, so that a repeated step makes no second thing
 - `quantlib.core.settings`: What a user may turn, typed, with ceilings that no file can raise

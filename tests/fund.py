@@ -52,9 +52,10 @@ class Fund:
         g.start()
         return g
 
-    def trade(self, slot, twist=lambda cycle: cycle):
-        "The cells of trade.ipynb; `twist` may spoil the decided cycle"
+    def trade(self, slot, twist=lambda cycle: cycle, served=None):
+        "The cells of trade.ipynb; `twist` may spoil the decided cycle, `served` the models it uses"
         def act(r):
+            if served: r._served = served
             snapshot = r.snapshot()
             policy = r.policy(snapshot)
             cycle = twist(decide.cycle(snapshot, r.served, r.book, policy, r.settings))

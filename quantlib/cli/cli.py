@@ -22,17 +22,17 @@ import typer
 from ..core import settings as conf
 from ..core.clock import DAY, HOUR, MINUTE, floor, iso, parse_iso
 
-# %% ../../nbs/cli/03_cli.ipynb #5f442c57
+# %% ../../nbs/cli/03_cli.ipynb #3ee4662f
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='A crypto-futures fund that one person researches, runs and audits.')
 HomeOption = Annotated[Path, typer.Option('--home', help='Folder with all state of a run')]
 JsonOption = Annotated[bool, typer.Option('--json', help='Facts as JSON, for programs')]
 SlotOption = Annotated[str, typer.Option('--slot', help='Scheduled instant, e.g. 2026-01-01T00:00Z')]
 HOME = Path('.quantlib')
 
-def console():
+def console(quiet:bool=False):
     "Where tables and progress go"
     from rich.console import Console
-    return Console()
+    return Console(quiet=quiet)
 
 def say(facts, as_json:bool, title:str=''):
     "Print facts: JSON, or a table of two columns"
@@ -55,13 +55,13 @@ def latest(journal) -> int: # ms UTC
     from quantlib.journal import schema
     return max(journal.scalar(sa.select(sa.func.max(c))) or 0 for c in (schema.equity.c.at, schema.pulses.c.at, schema.cycles.c.at, schema.runs.c.ended_at))
 
-# %% ../../nbs/cli/03_cli.ipynb #fbca6f96
+# %% ../../nbs/cli/03_cli.ipynb #21479f6b
 class Progress:
     "Shows a demo as it goes"
     def __init__(self, quiet:bool):
         from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
-        self.bar = Bar(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[facts]}'), TimeElapsedColumn(), console=console(), disable=quiet)
-        self.task, self.quiet = self.bar.add_task('starting', total=None, facts=''), quiet
+        self.bar = Bar(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[facts]}'), TimeElapsedColumn(), console=console(quiet))
+        self.task = self.bar.add_task('starting', total=None, facts='')
 
     def __call__(self, event, **f):
         if event == 'phase': self.bar.update(self.task, description=f['text'])
@@ -88,35 +88,37 @@ def _tables(facts):
     out.print(f'{facts["closed"]} trades closed ({facts["won"]} won, {facts["pnl"]:+.2f} USDT after fees and funding), equity {facts["equity_start"]:,.2f} → {facts["equity"]:,.2f} USDT')
     out.print(f'audit: [bold {"green" if facts["healthy"] else "red"}]{"healthy" if facts["healthy"] else "NOT healthy"}[/]\nreport: {facts["report"]}\nnotebooks: {facts["notebooks"]}', soft_wrap=True)
 
-# %% ../../nbs/cli/03_cli.ipynb #7ef6cb75
+# %% ../../nbs/cli/03_cli.ipynb #47e9c6db
 @app.command()
 def demo(replay:Annotated[str, typer.Option(help='Parquet of recorded candles')]='', minutes:Annotated[str, typer.Option(help='Parquet of 1-minute candles for some symbols')]='',
-         start:Annotated[str, typer.Option(help='Where a recorded walk begins, ISO')]='', hours:Annotated[int, typer.Option(min=1, max=2000)]=48,
+         funding:Annotated[str, typer.Option(help='Parquet of funding rates')]='', start:Annotated[str, typer.Option(help='Where a recorded walk begins, ISO')]='', hours:Annotated[int, typer.Option(min=1, max=2000)]=48,
          seed:Annotated[int, typer.Option(min=0)]=7, home:HomeOption=HOME, as_json:JsonOption=False):
     "Run the whole fund in simulated time and prove that every wire is connected"
     from quantlib.cli.demo import demo as run
     progress = Progress(as_json)
-    with progress.bar: facts = run(conf.Home(home), {'suite': {'seed': seed}}, replay or None, minutes or None, parse_iso(start) if start else None, hours, progress)
+    with progress.bar: facts = run(conf.Home(home), {'suite': {'seed': seed}}, replay or None, minutes or None, funding or None, parse_iso(start) if start else None, hours, progress)
     if as_json: say(facts, True)
     else: _tables(facts)
     raise typer.Exit(0 if facts['healthy'] else 1)
 
-# %% ../../nbs/cli/03_cli.ipynb #a51b673d
+# %% ../../nbs/cli/03_cli.ipynb #64d6596c
 @app.command()
-def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, replay:str='', minutes:str='', start:str='', speed:Annotated[float, typer.Option(min=0.01, max=100_000)]=1.0,
+def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, replay:str='', minutes:str='', funding:str='', start:str='', speed:Annotated[float, typer.Option(min=0.01, max=100_000)]=1.0,
             manual:Annotated[bool, typer.Option('--manual', help='The clock moves only when told')]=False, seed:int=7, days:Annotated[int, typer.Option(help='Synthetic future', min=1, max=400)]=90):
     "Run the paper exchange alone"
-    from quantlib.data.history import read_candles
-    from quantlib.data.synthetic import market as synthetic
+    from quantlib.data.history import read_candles, read_funding
+    from quantlib.data.synthetic import funding as rates, market as synthetic
     from quantlib.sandbox.market import Market
     from quantlib.sandbox.server import serve
     s = conf.load()
     at = parse_iso(start) if start else None
+    paid = read_funding(funding) if funding else None
     if replay: candles = read_candles(replay); at = at or int(candles.open_time.max().timestamp()*1000) - 2*DAY
     else:
         at = at or int(time.time()*1000)
-        candles = synthetic(s.universe.symbols, floor(at, HOUR) - s.universe.history_bars*HOUR, s.universe.history_bars + 24*days, seed)
-    m = Market(candles, one_minute=read_candles(minutes) if minutes else None, seed=seed)
+        span = s.universe.symbols, floor(at, HOUR) - s.universe.history_bars*HOUR, s.universe.history_bars + 24*days, seed
+        candles, paid = synthetic(*span), rates(*span)
+    m = Market(candles, read_candles(minutes) if minutes else None, paid, seed)
     b = s.sandbox
     serve(m, port=port, start_ms=at, speed=None if manual else speed, key=b.key, secret=b.secret, equity=b.equity, half_spread_bps=b.slippage_bps)
 
@@ -288,23 +290,20 @@ def doctor(home:HomeOption=HOME, as_json:JsonOption=False):
     say({k: ('ok ' if ok else 'PROBLEM ') + str(v) for k, (ok, v) in c.items()}, as_json, 'Doctor')
     raise typer.Exit(0 if all(ok for ok, _ in c.values()) else 1)
 
-# %% ../../nbs/cli/03_cli.ipynb #73a1a5bf
+# %% ../../nbs/cli/03_cli.ipynb #b85ecc70
 def foreseen() -> tuple: # Exception types
     "The errors that carry their own cure"
     from quantlib.cli.processes import PartFailed
-    from quantlib.data.candles import CandleError
+    from quantlib.data.history import HistoryError
+    from quantlib.execution.client import Unreachable
     from quantlib.journal.store import JournalError
     from quantlib.models.registry import ModelRefused
-    from quantlib.schedule.jobs import UnknownJob
-    from quantlib.schedule.runner import RunRefused
-    return (conf.SettingsError, CandleError, JournalError, ModelRefused, PartFailed, RunRefused, UnknownJob, FileNotFoundError)
+    from quantlib.ops.why import UnknownId
+    return ValueError, FileNotFoundError, HistoryError, JournalError, ModelRefused, PartFailed, UnknownId, Unreachable
 
 def main():
     "The `quantlib` command"
     try: app()
-    except foreseen() as e: typer.echo(f'quantlib: {e}', err=True); raise SystemExit(2) from None
-    except ValueError as e:
-        if type(e) is not ValueError: raise
-        typer.echo(f'quantlib: {e}', err=True); raise SystemExit(2) from None
+    except foreseen() as e: typer.echo(f'quantlib: {" ".join(str(e.args[0] if e.args else e).split())}', err=True); raise SystemExit(2) from None
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -22,25 +22,26 @@ from ..core.clock import DAY, HOUR, MINUTE, floor, iso
 from ..journal import schema
 from ..journal.store import Journal
 
-# %% ../../nbs/cli/02_demo.ipynb #0b48bc03
+# %% ../../nbs/cli/02_demo.ipynb #2de9ac9f
 START = 1_767_225_600_000  # 2026-01-01T00:00Z, where a synthetic demo begins
 
 def synthetic_market(s:conf.Settings, hours:int):
-    "Candles of a synthetic market around `START`"
-    from quantlib.data.synthetic import market
-    bars = s.universe.history_bars
-    return market(s.universe.symbols, START - bars*HOUR, bars + hours + 1, s.suite.seed), START
+    "Candles and funding of a synthetic market around `START`"
+    from quantlib.data.synthetic import funding, market
+    span = s.universe.symbols, START - s.universe.history_bars*HOUR, s.universe.history_bars + hours + 1, s.suite.seed
+    return market(*span), funding(*span), START
 
 def recorded_market(
     file:str,
     s:conf.Settings,
     start:int|None, # ms UTC; None walks the last `hours` of the file
     hours:int,
-): # (candles, start)
+    funding:str|None=None, # Parquet of funding rates
+): # (candles, funding, start)
     "The part of a file of candles that a demo needs"
     from quantlib.data.candles import CandleError
-    from quantlib.data.history import read_candles
-    df = read_candles(file)
+    from quantlib.data.history import read_candles, read_funding
+    df, rates = read_candles(file), read_funding(funding) if funding else None
     df = df[df.symbol.isin(s.universe.symbols)]
     if df.empty: raise CandleError(f'{file} has none of the {len(s.universe.symbols)} symbols of [universe] symbols; give a file of those, or change the setting')
     t = df.open_time.astype('int64')
@@ -48,7 +49,7 @@ def recorded_market(
     lo, hi = start - s.universe.history_bars*HOUR, start + hours*HOUR
     if not (t.min() <= lo and t.max() + HOUR >= hi):
         raise CandleError(f'{file} reaches from {iso(int(t.min()))} to {iso(int(t.max()))}, but the demo needs {iso(lo)} to {iso(hi)}; choose another --start or fewer --hours')
-    return df[(t >= lo) & (t < hi + HOUR)].reset_index(drop=True), start
+    return df[(t >= lo) & (t < hi + HOUR)].reset_index(drop=True), rates, start
 
 # %% ../../nbs/cli/02_demo.ipynb #f411a43b
 def whole(df, start:int, end:int) -> list: # Symbols
@@ -57,10 +58,10 @@ def whole(df, start:int, end:int) -> list: # Symbols
     g = t.groupby(df.symbol).agg(['min', 'max'])
     return sorted(g.index[(g['min'] <= t.min()) & (g['max'] + HOUR >= end)])
 
-# %% ../../nbs/cli/02_demo.ipynb #a72e91ab
+# %% ../../nbs/cli/02_demo.ipynb #b8ca1fd5
 def archive(home:conf.Home) -> Path|None: # Where it went; None if there was nothing
     "Move the state of an earlier run aside"
-    old = [p for p in ('journal.db', 'journal.db-wal', 'journal.db-shm', 'candles', 'reports', 'logs', 'settings.json', 'market.parquet', 'summary.json', 'KILL') if (home.path/p).exists()]
+    old = [p for p in ('journal.db', 'journal.db-wal', 'journal.db-shm', 'candles', 'reports', 'logs', 'settings.json', 'market.parquet', 'funding.parquet', 'summary.json', 'KILL') if (home.path/p).exists()]
     extra = [p for p in (home.models/'champion.json', home.runs) if p.exists()]
     if not old and not extra: return None
     n = 1 + max((int(p.name) for p in (home.path/'archive').glob('*') if p.name.isdigit()), default=0)
@@ -100,15 +101,16 @@ def prepare(scheduler, now:int):
         if r.state != 'done': raise RuntimeError(f'{job} of {iso(slot)} {r.state}: {r.error}')
         yield job, r
 
-# %% ../../nbs/cli/02_demo.ipynb #3482909b
-def setup(home:conf.Home, overrides:dict, replay=None, start=None, hours=48): # (settings, market file, start)
+# %% ../../nbs/cli/02_demo.ipynb #2950a4b7
+def setup(home:conf.Home, overrides:dict, replay=None, start=None, hours=48, funding=None): # (settings, start, symbols left out)
     "Archive, read the market, save the settings of this run"
     s = conf.load(overrides=overrides)
-    candles, at = recorded_market(replay, s, start, hours) if replay else synthetic_market(s, hours)
+    candles, rates, at = recorded_market(replay, s, start, hours, funding) if replay else synthetic_market(s, hours)
     names = whole(candles, at, at + hours*HOUR)
     left = sorted(set(s.universe.symbols) - set(names))
     archive(home); home.path.mkdir(parents=True, exist_ok=True)
     candles[candles.symbol.isin(names)].to_parquet(home.path/'market.parquet', index=False)
+    if rates is not None: rates.to_parquet(home.path/'funding.parquet', index=False)
     jobs = {'ingest': 60, 'trade': 60, 'retrain': 1440, 'report': 0, 'audit': 0} | overrides.get('jobs', {})
     return conf.load(overrides=overrides | {'suite': overrides.get('suite', {}) | {'mode': 'paper'}, 'universe': overrides.get('universe', {}) | {'symbols': names}, 'jobs': jobs}), at, left
 
@@ -116,11 +118,11 @@ def with_url(s:conf.Settings, url:str) -> conf.Settings:
     "The settings, pointed at a sandbox"
     return s.model_copy(update={'execution': s.execution.model_copy(update={'url': url})})
 
-# %% ../../nbs/cli/02_demo.ipynb #418b33a5
+# %% ../../nbs/cli/02_demo.ipynb #5ce60a20
 def demo(
     home:conf.Home,
     overrides:dict|None=None, # Settings laid over the file
-    replay:str|None=None, minutes:str|None=None, # Recorded candles; 1-minute candles for some symbols
+    replay:str|None=None, minutes:str|None=None, funding:str|None=None, # Recorded candles; 1-minute candles for some symbols; funding rates
     start:int|None=None, hours:int=48,
     on=lambda event, **facts: None, # Called as it goes: `phase`, `minute`, `ran`
 ) -> dict: # The summary
@@ -129,8 +131,9 @@ def demo(
     from quantlib.schedule.kernels import warm_kernels
     clock, took = time.perf_counter, {}
     t = clock(); on('phase', text='the market and the exchange')
-    s, at, left = setup(home, overrides or {}, replay, start, hours)
-    options = ['--replay', home.path/'market.parquet', '--start', iso(at), '--manual', '--port', 0, '--seed', s.suite.seed, *(['--minutes', minutes] if minutes else [])]
+    s, at, left = setup(home, overrides or {}, replay, start, hours, funding)
+    extra = [('--minutes', minutes), ('--funding', home.path/'funding.parquet' if (home.path/'funding.parquet').exists() else None)]
+    options = ['--replay', home.path/'market.parquet', '--start', iso(at), '--manual', '--port', 0, '--seed', s.suite.seed, *[x for k, v in extra if v for x in (k, v)]]
     child, url = processes.sandbox(home, *options)
     s = with_url(s, url); conf.save(s, home)
     took['start'] = clock() - t

@@ -29,7 +29,7 @@ from ..journal import schema
 from ..journal.store import Journal
 from ..risk.breakers import Breakers, symbol_tripped
 
-# %% ../../nbs/execution/06_desk.ipynb #a0d0304e
+# %% ../../nbs/execution/06_desk.ipynb #f0495cf9
 @dataclass(frozen=True)
 class Holding(Shown):
     "A position that an intent of ours opened"
@@ -54,6 +54,7 @@ class Holding(Shown):
         "The position as the gate and the exit plan read it"
         return Position(self.symbol, float(self.qty), float(self.price), float(self.mark), self.intent.stop_frac, self.opened_at)
 
+# %% ../../nbs/execution/06_desk.ipynb #69f8fc50
 def marked(h:Holding, mark:Decimal, at:int) -> Holding:
     "`h` after the mark price was seen at `mark`"
     return replace(h, mark=mark, seen_at=at, best=max(h.best, mark) if h.qty > 0 else min(h.best, mark))
@@ -172,7 +173,7 @@ def _mirror(self:Ledger, c):
     for r in new: c.execute(t.insert().values(symbol=r.pop('key'), **r))
     self._rows = set(self.held)
 
-# %% ../../nbs/execution/06_desk.ipynb #ea6a9dbb
+# %% ../../nbs/execution/06_desk.ipynb #13451952
 @patch
 def load(self:Ledger):
     "Know again everything that is not finished"
@@ -187,6 +188,7 @@ def load(self:Ledger):
     for s, h in self.held.items():
         if s in rows: self.held[s] = replace(h, mark=Decimal(rows[s]['mark']), best=Decimal(rows[s]['best']))
 
+# %% ../../nbs/execution/06_desk.ipynb #2a413c15
 @patch
 def recall(self:Ledger, intent_id:str):
     "Know an intent again, with its orders, its fills and what it holds"

@@ -65,7 +65,7 @@ def start(self:Gateway) -> dict: # As `step` returns it
     if 'error' in summary: raise GatewayRefused(f'journal and exchange cannot be compared ({summary["error"]}); start again when the exchange answers')
     return summary
 
-# %% ../../nbs/execution/08_gateway.ipynb #8a74adab
+# %% ../../nbs/execution/08_gateway.ipynb #69b06fca
 @patch
 def step(self:Gateway) -> dict: # now, positions, equity, …
     "One pass over account, protection and intents"
@@ -80,13 +80,19 @@ def look(self:Gateway, wishes:bool) -> dict:
     except Exception as e: error = classify(e).text; self.ledger.alert(self.now, 'warning', Reason.UNKNOWN_OUTCOME, f'the account cannot be read: {error}', iso(floor(self.now, MINUTE)))
     if self.now > before > 0: self.guardian.pace_ms = max(round(self.settings.execution.tick_s*1000), self.now - before)
     self.tripped = self.desk.breakers.active()
+    if floor(before, DAY) != floor(self.now, DAY) and truth: self.attempt(self.refresh, 'exchangeInfo')
     if truth: self.account(truth)
     self.guard()
     if truth and wishes: self.consume()
     self.write()
     return self.summary() | ({'error': error} if error else {})
 
-# %% ../../nbs/execution/08_gateway.ipynb #6b1801b7
+# %% ../../nbs/execution/08_gateway.ipynb #96b565a5
+@patch
+def refresh(self:Gateway):
+    "Read the rules of the exchange again"
+    self.desk.rules = Rules(self.client.futures_exchange_info())
+
 @patch
 def write(self:Gateway):
     "One transaction with everything that is staged, and the signs of life"
@@ -278,7 +284,7 @@ def sized(self:Gateway, v:Verdict, intent:Intent, marks:dict) -> tuple: # Verdic
         return no(Reason.MAX_LEVERAGE)
     return v, qty
 
-# %% ../../nbs/execution/08_gateway.ipynb #5aed3b0d
+# %% ../../nbs/execution/08_gateway.ipynb #5bcfb5f0
 @patch
 def shut(self:Gateway, intent:Intent, marks:dict, ack):
     "Judge an intent to close, and close"
@@ -288,7 +294,6 @@ def shut(self:Gateway, intent:Intent, marks:dict, ack):
     if h is None and v.outcome != 'rejected': v = Verdict(intent.id, 'rejected', 0., (Reason.FOREIGN,), self.now)
     self.ledger.later(lambda c: c.execute(schema.verdicts.insert().values(**self.verdict_row(v, book))))
     ack()
-    self.ledger.commit()
     if v.outcome != 'rejected': self.guardian.close(h, Reason.OPPOSITE_SIGNAL, verdict=f'v{intent.id}')
 
 # %% ../../nbs/execution/08_gateway.ipynb #4af060b5

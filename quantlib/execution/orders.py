@@ -15,6 +15,9 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from enum import StrEnum
 
+# %% ../../nbs/execution/03_orders.ipynb #b064d609
+from fastcore.basics import patch
+
 # %% ../../nbs/execution/03_orders.ipynb #def08615
 from ..core.ids import client_id
 from ..core.types import Intent, Reason, Shown, Verdict
@@ -40,7 +43,7 @@ MOVES = {State.SENDING: {State.UNKNOWN, State.ACKED, State.PARTIAL} | _ENDS, Sta
     State.ACKED: {State.UNKNOWN, State.PARTIAL} | _ENDS, State.PARTIAL: {State.FILLED, State.CANCELED, State.EXPIRED},
     State.DEAD: {State.ACKED, State.PARTIAL} | _ENDS, State.CANCELED: {State.FILLED}, State.EXPIRED: {State.FILLED}, State.REFUSED: {State.PARTIAL, State.FILLED}}
 
-# %% ../../nbs/execution/03_orders.ipynb #34789bb2
+# %% ../../nbs/execution/03_orders.ipynb #1ae92440
 @dataclass(frozen=True)
 class Order(Shown):
     "One order of ours"
@@ -66,10 +69,11 @@ class Order(Shown):
     done_at: int|None = None
     error: str|None = None
 
-    @property
-    def live(self) -> bool:
-        "Whether it may still change the position"
-        return self.state in LIVE
+# %% ../../nbs/execution/03_orders.ipynb #e16a0c08
+@patch(as_prop=True)
+def live(self:Order) -> bool:
+    "Whether it may still change the position"
+    return self.state in LIVE
 
 # %% ../../nbs/execution/03_orders.ipynb #4685c569
 _NUMBERS = ('qty', 'trigger', 'filled')

@@ -93,7 +93,7 @@ def thought(cycle:str, symbol:str, action:str, side:Side, usdt:float, price:floa
     i = Intent(intent_id(cycle, symbol, action, target), cycle, symbol, action, side, usdt if action == 'open' else 0., price, .61, path, Regime.TRENDING, stop, take, expires_at)
     return SimpleNamespace(signals=[signal], decisions=[d], intents=[i], policy_after={}, playbook_returns={})
 
-# %% ../../nbs/execution/05_rehearsal.ipynb #59341fd6
+# %% ../../nbs/execution/05_rehearsal.ipynb #70df3d34
 def wish(
     journal:Journal,
     at:int, # ms UTC
@@ -104,8 +104,7 @@ def wish(
     action:str='open', # Or `close`
     life_ms:int=600_000,
     path:str='ensemble',
-    stop:float=.015,
-    take:float=.045,
+    stop:float=.015, take:float=.045, # Distances, fractions
 ) -> Intent:
     "Publish an intent with everything that must have led to it"
     n = len(journal.rows(sa.select(schema.cycles.c.id)))
@@ -116,6 +115,7 @@ def wish(
     publish(journal, run, 'paper', snapshot, result, ({}, {}), Book(at, 1., 1.), {}, '', '', at)
     return result.intents[0]
 
+# %% ../../nbs/execution/05_rehearsal.ipynb #942bdd31
 @patch
 def wish(self:Stage, symbol:str, side:str, usdt:float=900., **kw) -> Intent:
     "Publish an intent at the price of now"

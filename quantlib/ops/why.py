@@ -55,10 +55,11 @@ def _numbers(d):
     "A flat dict of numbers in a few words"
     return ', '.join(f'{k} {v:.6g}' if isinstance(v, float) else f'{k} {v}' for k, v in (d or {}).items())
 
-# %% ../../nbs/ops/03_why.ipynb #fbf1d86e
+# %% ../../nbs/ops/03_why.ipynb #21871387
 def _order(r):
     life = f'{r["state"]}, {r["filled"]} filled' + (f', {r["error"]}' if r['error'] else '')
-    return f'{r["role"]} {r["side"]} {r["qty"]} {r["symbol"]} {r["type"]}' + (f' at {r["trigger"]}' if r['trigger'] else '') + f' ({_reasons([r["reason"]])}); {life}'
+    qty = 'all of' if r['qty'] == '0' else r['qty']
+    return f'{r["role"]} {r["side"]} {qty} {r["symbol"]} {r["type"]}' + (f' at {r["trigger"]}' if r['trigger'] else '') + f' ({_reasons([r["reason"]])}); {life}'
 
 SAYS = dict(
     fills=lambda r: f'{r["side"]} {r["qty"]} {r["symbol"]} at {r["price"]}, fee {r["fee"]}, realised {r["realized"]}, {"maker" if r["maker"] else "taker"}',

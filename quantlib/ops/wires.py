@@ -10,11 +10,12 @@ __all__ = ['WIRES', 'READS', 'COMPLETE', 'MOST', 'FEW', 'UNKNOWN', 'BREACHED', '
            'candles', 'served', 'vote', 'intents', 'sizing', 'consumed', 'orders_', 'fills', 'protection', 'guard',
            'outcomes', 'runs', 'agreement']
 
-# %% ../../nbs/ops/01_wires.ipynb #4f400956
+# %% ../../nbs/ops/01_wires.ipynb #6b7099af
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
+from fastcore.basics import patch
 import numpy as np
 import sqlalchemy as sa
 
@@ -68,9 +69,6 @@ class Facts:
         pointer:dict|None=None, # Kind → digest in the registry's pointer; None if it was not read
     ):
         self.journal, self.settings, self.now, self.since, self.last, self.pointer = journal, settings, now, now - hours*HOUR, last, pointer
-
-# %% ../../nbs/ops/01_wires.ipynb #bb1d7acc
-from fastcore.basics import patch
 
 # %% ../../nbs/ops/01_wires.ipynb #e8129dd4
 @patch
@@ -328,13 +326,13 @@ def nakedness(self:Facts) -> dict: # Intent id → (symbol, ms), the longest str
         out[i], after[i] = (p['symbol'], max(ms, out.get(i, ('', 0))[1])), p['at']
     return out
 
-# %% ../../nbs/ops/01_wires.ipynb #0c84e918
+# %% ../../nbs/ops/01_wires.ipynb #53846827
 @wire('protection', 'every position has a stop resting at the exchange within its deadline')
 def protection(f:Facts) -> Finding:
     "Fill → stop"
     limit, (bare, breached), entries, stood = f.settings.exits.naked_deadline_s*1000, f.unstopped(), f.entries(), f.nakedness()
     faults = [f'{e["id"]} was filled and no stop was ever accepted' for e in bare]
-    if len(breached) > BREACHED*len(entries): faults.append(f'{len(breached)} of {len(entries)} entries were closed because their stop was breached at once, e.g. {breached[0]["id"]}')
+    if len(breached) > max(1, BREACHED*len(entries)): faults.append(f'{len(breached)} of {len(entries)} entries were closed because their stop was breached at once, e.g. {breached[0]["id"]}')
     naked = [p for p in f.positions if not f.covered(p) and f.now - p['opened_at'] > limit]
     faults += [f'{p["symbol"]} {p["qty"]} is open without a stop that covers it ({p["intent_id"]})' for p in naked]
     faults += [f'{symbol} stood naked for {age(ms)}, allowed are {age(limit)} ({i})' for i, (symbol, ms) in stood.items() if ms > limit]

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-# %% ../../nbs/research/01_plots.ipynb #513221a5
-from ..core.clock import MINUTE, iso
+# %% ../../nbs/research/01_plots.ipynb #1a0ab67c
+from ..core.clock import MINUTE, floor, iso
 from ..core.types import SignalPath
 from ..journal import schema
 from ..journal.store import Journal
 
-# %% ../../nbs/research/01_plots.ipynb #513b21a3
+# %% ../../nbs/research/01_plots.ipynb #a7c656db
 INK = dict(up='#1a7f37', down='#cf222e', line='#0969da', mute='#8c959f')
 
 class NothingToDraw(ValueError):
@@ -33,7 +33,7 @@ def canvas(
     **kw, # For `plt.subplots`
 ) -> tuple: # Figure, axes
     "An empty figure of the house's size"
-    fig, ax = plt.subplots(rows, sharex=True, figsize=(7, 2.6), dpi=72, layout='constrained', **kw)
+    fig, ax = plt.subplots(rows, sharex=True, figsize=(7, 2.6), layout='constrained', **kw)
     plt.close(fig)
     for a in np.atleast_1d(ax): a.spines[['top', 'right']].set_visible(False); a.tick_params(labelsize=8)
     return fig, ax
@@ -56,7 +56,7 @@ def drawdown(
     "How far `equity` is below its highest value so far"
     return 1 - equity/equity.cummax()
 
-# %% ../../nbs/research/01_plots.ipynb #c87ae255
+# %% ../../nbs/research/01_plots.ipynb #f85e6550
 def equity(
     journal:Journal,
 ) -> plt.Figure:
@@ -68,7 +68,7 @@ def equity(
     a.plot(t, e['equity'], color=INK['line'], lw=1.2); a.set_ylabel('USDT', fontsize=8)
     b.fill_between(t, -dd, color=INK['down'], alpha=.5, lw=0); b.set_ylabel('%', fontsize=8); dated(b)
     change = e['equity'].iloc[-1] - e['equity'].iloc[0]
-    a.set_title(f'Equity {e["equity"].iloc[-1]:,.2f} USDT, {change:+,.2f} since {iso(int(e["at"].iloc[0]))}; deepest drawdown {dd.max():.2f} %', fontsize=9)
+    a.set_title(f'Equity {e["equity"].iloc[-1]:,.2f} USDT, {change:+,.2f} since {iso(floor(int(e["at"].iloc[0]), MINUTE))}; deepest drawdown {dd.max():.2f} %', fontsize=9)
     return fig
 
 # %% ../../nbs/research/01_plots.ipynb #b022c863

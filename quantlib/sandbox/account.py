@@ -32,7 +32,7 @@ class Position:
     @property
     def break_even(self): return self.entry + self.fees/self.qty if self.qty else ZERO
 
-# %% ../../nbs/sandbox/03_account.ipynb #5264deaa
+# %% ../../nbs/sandbox/03_account.ipynb #2508c367
 @patch
 def fill(self:Position,
     qty:Decimal, # Signed: negative sells
@@ -41,7 +41,7 @@ def fill(self:Position,
     "Book a trade into the position"
     new = self.qty + qty
     closed = min(abs(qty), abs(self.qty)) if self.qty*qty < 0 else ZERO
-    realised = closed*(price - self.entry)*(1 if self.qty > 0 else -1)
+    realised = closed*(price - self.entry)*(1 if self.qty > 0 else -1) if closed else ZERO
     if closed == 0: self.entry = ((self.qty*self.entry + qty*price)/new).quantize(ENTRY)
     elif self.qty*new < 0: self.entry = price
     self.fees = ZERO if self.qty*new <= 0 else self.fees*min(Decimal(1), abs(new/self.qty))

@@ -256,7 +256,7 @@ def touches(a:Algo, price:float) -> bool:
     "True when `price` has reached the trigger of a stop or target"
     return price >= float(a.trigger) if a.upward else price <= float(a.trigger)
 
-# %% ../../nbs/sandbox/02_book.ipynb #cb60adc8
+# %% ../../nbs/sandbox/02_book.ipynb #34cea56c
 def trail(
     a:Algo, # Changed: `active` and `best`
     price:float, # Of the order's working type
@@ -265,5 +265,5 @@ def trail(
     if not a.active: a.active, a.best = (price <= float(a.activate) if a.buy else price >= float(a.activate)), price
     if not a.active: return False
     a.best = min(a.best, price) if a.buy else max(a.best, price)
-    k = float(a.callback)/100
-    return price >= a.best*(1 + k) if a.buy else price <= a.best*(1 - k)
+    x, best, k = Decimal(str(price)), Decimal(str(a.best)), a.callback/100
+    return x >= best*(1 + k) if a.buy else x <= best*(1 - k)

@@ -32,7 +32,7 @@ def bridge(
     w = np.cumsum(rng.normal(0, noise, n))
     return a + w + (b - a - w[-1])*np.arange(1, n + 1)/n
 
-# %% ../../nbs/sandbox/01_market.ipynb #9828df3b
+# %% ../../nbs/sandbox/01_market.ipynb #d78ce59e
 def bar_path(
     o:float, h:float, l:float, c:float, # The bar
     n:int, # Waypoints, 4 a minute
@@ -42,10 +42,10 @@ def bar_path(
     "A walk through the bar that its open, high, low and close do not contradict"
     i, j = np.sort(rng.choice(np.arange(1, n - 1), 2, replace=False))
     first, second = (h, l) if h - o <= o - l else (l, h)
-    noise = (h - l)/n**0.5
+    noise = 0.6*(h - l)/n**0.5
     p = np.concatenate([[o], bridge(rng, o, first, i, noise), bridge(rng, first, second, j - i, noise), bridge(rng, second, c, n - 1 - j, noise)])
     if tick: p = np.round(np.round(p/tick)*tick, 10)
-    p = np.clip(p, l, h)
+    p = np.clip(np.where(p > h, 2*h - p, np.where(p < l, 2*l - p, p)), l, h)
     p[[0, i, j, n - 1]] = o, first, second, c
     return p
 

@@ -224,7 +224,7 @@ def test_part_of_an_entry_is_protected_at_once_and_the_rest_when_it_comes(tmp_pa
 def rise(play, by='1.02'):
     "As if the position had been entered lower: its profit is now past the start of the trail"
     h = play.gateway.ledger.held['ETHUSDT']
-    play.gateway.ledger.held['ETHUSDT'] = type(h)(**h.__dict__ | {'price': h.price/Decimal(by), 'best': h.mark})
+    play.gateway.ledger.held['ETHUSDT'] = type(h)(**h.__dict__ | {'price': h.price/Decimal(by), 'best': h.mark*Decimal('1.008')})
     return play.gateway.ledger.held['ETHUSDT']
 
 

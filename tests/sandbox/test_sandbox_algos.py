@@ -144,7 +144,8 @@ def test_trailing_stop_follows_the_best_price(side, activate, working):
         x = f('BTCUSDT', t)
         if best is None and not (x >= act if side == 'SELL' else x <= act): continue
         best = x if best is None else (max if side == 'SELL' else min)(best, x)
-        if x <= best*.995 if side == 'SELL' else x >= best*1.005: want = t; break
+        dx, db = Decimal(str(x)), Decimal(str(best))
+        if dx <= db*Decimal('.995') if side == 'SELL' else dx >= db*Decimal('1.005'): want = t; break
     ex.advance(START + 3*HOUR - 1)
     assert a.triggered == (want or 0) and want
     new = [e['o']['ia'] for e in events if e['e'] == 'ALGO_UPDATE' and e['o']['X'] == 'NEW']
