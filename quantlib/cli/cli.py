@@ -122,14 +122,15 @@ def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, r
     b = s.sandbox
     serve(m, port=port, start_ms=at, speed=None if manual else speed, key=b.key, secret=b.secret, equity=b.equity, half_spread_bps=b.slippage_bps)
 
-# %% ../../nbs/cli/03_cli.ipynb #96d935a0
+# %% ../../nbs/cli/03_cli.ipynb #1948f8eb
 def _scheduler(home:Path): # (Scheduler, now)
     "A scheduler for single runs, on the clock of the home's exchange"
-    from quantlib.core.clock import ServerClock
-    from quantlib.execution.client import connect
+    from quantlib.cli.processes import PartFailed
+    from quantlib.execution.client import Unreachable, connect
     from quantlib.schedule.scheduler import Scheduler
     h, s, j = opened(home)
-    now = ServerClock(connect(s)).now()
+    try: now = connect(s).sync()
+    except Unreachable: raise PartFailed(f'the exchange of {h.path} does not answer at {s.execution.url}; start `quantlib up`, or `quantlib sandbox` on that port') from None
     return Scheduler(s, h, j, since=now, kernel='python3'), now
 
 @app.command()
@@ -224,21 +225,20 @@ def _lift(h, reason):
         _, _, j = opened(h.path); b = Breakers(j)
         for scope in b.active(): b.clear(scope, reason, latest(j))
 
-# %% ../../nbs/cli/03_cli.ipynb #2fb071c8
+# %% ../../nbs/cli/03_cli.ipynb #e1521671
 @app.command(hidden=True)
 def scheduler(home:HomeOption=HOME):
     "The scheduler process of `up`"
     from quantlib.cli.demo import prepare
-    from quantlib.core.clock import ServerClock
     from quantlib.execution.client import connect
     from quantlib.models.registry import Registry
     from quantlib.schedule.kernels import warm_kernels
     from quantlib.schedule.scheduler import Scheduler
     h, s, j = opened(home)
-    clock = ServerClock(connect(s))
-    run = Scheduler(s, h, j, since=floor(clock.now(), HOUR))
+    clock = connect(s)
+    run = Scheduler(s, h, j, since=floor(clock.sync(), HOUR))
     with warm_kernels(h.path):
-        if not Registry(h.models).champion(): list(prepare(run, clock.now()))
+        if not Registry(h.models).champion(): list(prepare(run, clock.sync()))
         while True: run.tick(clock.sync()); time.sleep(1)
 
 def _parts(h, s):
@@ -290,20 +290,17 @@ def doctor(home:HomeOption=HOME, as_json:JsonOption=False):
     say({k: ('ok ' if ok else 'PROBLEM ') + str(v) for k, (ok, v) in c.items()}, as_json, 'Doctor')
     raise typer.Exit(0 if all(ok for ok, _ in c.values()) else 1)
 
-# %% ../../nbs/cli/03_cli.ipynb #b85ecc70
-def foreseen() -> tuple: # Exception types
-    "The errors that carry their own cure"
-    from quantlib.cli.processes import PartFailed
-    from quantlib.data.history import HistoryError
-    from quantlib.execution.client import Unreachable
-    from quantlib.journal.store import JournalError
-    from quantlib.models.registry import ModelRefused
-    from quantlib.ops.why import UnknownId
-    return ValueError, FileNotFoundError, HistoryError, JournalError, ModelRefused, PartFailed, UnknownId, Unreachable
+# %% ../../nbs/cli/03_cli.ipynb #523ed395
+def foreseen(e:Exception) -> bool:
+    "Whether an error is one of ours: it names the value and the cure"
+    return type(e).__module__.startswith('quantlib.')
 
 def main():
     "The `quantlib` command"
     try: app()
-    except foreseen() as e: typer.echo(f'quantlib: {" ".join(str(e.args[0] if e.args else e).split())}', err=True); raise SystemExit(2) from None
+    except Exception as e:
+        if not foreseen(e): raise
+        typer.echo(f'quantlib: {" ".join(str(e.args[0] if e.args else e).split())}', err=True)
+        raise SystemExit(2) from None
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -78,14 +78,23 @@ class Exchange(Client):
 
     def __repr__(self): return f'Exchange({self.url or self._create_futures_api_uri("", 1)})'
 
-# %% ../../nbs/execution/02_client.ipynb #4971f4fb
+# %% ../../nbs/execution/02_client.ipynb #97da765d
 FRESH_S = 0.5 # A simulated clock is asked again after this many seconds of ours
+_FROM, _UNTIL = 1_400_000_000_000, 4_100_000_000_000 # ms UTC, 2014 and 2099
 
 @patch(as_prop=True)
 def clock(self:Exchange) -> ServerClock:
     "The clock of the exchange, first asked when first needed"
     if self._clock is None: self._clock, self._synced = ServerClock(self, self.simulated), time.monotonic()
     return self._clock
+
+@patch
+def futures_time(self:Exchange, **params) -> dict:
+    "The time of the exchange; a reply that is no time is refused before anything is dated with it"
+    row = Client.futures_time(self, **params)
+    at = row.get('serverTime') if isinstance(row, dict) else None
+    if type(at) is not int or not _FROM < at < _UNTIL: raise Garbled(f'serverTime = {at!r} is not an instant of this century; ask again')
+    return row
 
 @patch
 def sync(self:Exchange) -> int: # ms UTC

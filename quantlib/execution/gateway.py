@@ -65,7 +65,7 @@ def start(self:Gateway) -> dict: # As `step` returns it
     if 'error' in summary: raise GatewayRefused(f'journal and exchange cannot be compared ({summary["error"]}); start again when the exchange answers')
     return summary
 
-# %% ../../nbs/execution/08_gateway.ipynb #69b06fca
+# %% ../../nbs/execution/08_gateway.ipynb #ce81856c
 @patch
 def step(self:Gateway) -> dict: # now, positions, equity, …
     "One pass over account, protection and intents"
@@ -83,7 +83,7 @@ def look(self:Gateway, wishes:bool) -> dict:
     if floor(before, DAY) != floor(self.now, DAY) and truth: self.attempt(self.refresh, 'exchangeInfo')
     if truth: self.account(truth)
     self.guard()
-    if truth and wishes: self.consume()
+    if truth and wishes: self.attempt(self.consume, iso(floor(self.now, MINUTE)))
     self.write()
     return self.summary() | ({'error': error} if error else {})
 
