@@ -22,13 +22,14 @@ import typer
 from ..core import settings as conf
 from ..core.clock import DAY, HOUR, MINUTE, floor, iso, parse_iso
 
-# %% ../../nbs/cli/03_cli.ipynb #3ee4662f
+# %% ../../nbs/cli/03_cli.ipynb #e619849f
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='A crypto-futures fund that one person researches, runs and audits.')
 HomeOption = Annotated[Path, typer.Option('--home', help='Folder with all state of a run')]
 JsonOption = Annotated[bool, typer.Option('--json', help='Facts as JSON, for programs')]
 SlotOption = Annotated[str, typer.Option('--slot', help='Scheduled instant, e.g. 2026-01-01T00:00Z')]
 HOME = Path('.quantlib')
 
+# %% ../../nbs/cli/03_cli.ipynb #e3fd9da2
 def console(quiet:bool=False):
     "Where tables and progress go"
     from rich.console import Console
@@ -42,6 +43,7 @@ def say(facts, as_json:bool, title:str=''):
     for k, v in (facts if isinstance(facts, dict) else dict(enumerate(facts))).items(): t.add_row(str(k), json.dumps(v, default=str) if isinstance(v, (dict, list)) else str(v))
     console().print(t)
 
+# %% ../../nbs/cli/03_cli.ipynb #6e8b69e2
 def opened(home:Path): # (Home, Settings, Journal)
     "An existing home; a missing one is a mistake, not an empty fund"
     from quantlib.journal.store import Journal
@@ -122,7 +124,7 @@ def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, r
     b = s.sandbox
     serve(m, port=port, start_ms=at, speed=None if manual else speed, key=b.key, secret=b.secret, equity=b.equity, half_spread_bps=b.slippage_bps)
 
-# %% ../../nbs/cli/03_cli.ipynb #1948f8eb
+# %% ../../nbs/cli/03_cli.ipynb #2271b565
 def _scheduler(home:Path): # (Scheduler, now)
     "A scheduler for single runs, on the clock of the home's exchange"
     from quantlib.cli.processes import PartFailed
@@ -133,6 +135,7 @@ def _scheduler(home:Path): # (Scheduler, now)
     except Unreachable: raise PartFailed(f'the exchange of {h.path} does not answer at {s.execution.url}; start `quantlib up`, or `quantlib sandbox` on that port') from None
     return Scheduler(s, h, j, since=now, kernel='python3'), now
 
+# %% ../../nbs/cli/03_cli.ipynb #649aa2c1
 @app.command()
 def run(job:str, slot:SlotOption, home:HomeOption=HOME, as_json:JsonOption=False):
     "Run one scheduled notebook for one slot"

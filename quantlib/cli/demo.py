@@ -22,7 +22,7 @@ from ..core.clock import DAY, HOUR, MINUTE, floor, iso
 from ..journal import schema
 from ..journal.store import Journal
 
-# %% ../../nbs/cli/02_demo.ipynb #2de9ac9f
+# %% ../../nbs/cli/02_demo.ipynb #cd734f48
 START = 1_767_225_600_000  # 2026-01-01T00:00Z, where a synthetic demo begins
 
 def synthetic_market(s:conf.Settings, hours:int):
@@ -31,6 +31,7 @@ def synthetic_market(s:conf.Settings, hours:int):
     span = s.universe.symbols, START - s.universe.history_bars*HOUR, s.universe.history_bars + hours + 1, s.suite.seed
     return market(*span), funding(*span), START
 
+# %% ../../nbs/cli/02_demo.ipynb #80211b46
 def recorded_market(
     file:str,
     s:conf.Settings,

@@ -69,7 +69,7 @@ def code_digest() -> str: # 16 hex digits
     root = Path(quantlib.__file__).parent
     return digest({str(p.relative_to(root)): p.read_text(encoding='utf8') for p in sorted(root.rglob('*.py'))})
 
-# %% ../../nbs/schedule/04_jobs.ipynb #8c55cf61
+# %% ../../nbs/schedule/04_jobs.ipynb #95d76c9c
 class Run:
     "One execution of a job for one slot"
     def __init__(self, job:Job, slot:int, mode:str, home:conf.Home, settings:conf.Settings, id:str):
@@ -78,28 +78,23 @@ class Run:
 
     @cached_property
     def journal(self): return Journal(self.home.journal)
-
     @cached_property
     def client(self):
         from quantlib.execution.client import connect
         return connect(self.settings)
-
     @cached_property
     def clock(self): return ServerClock(self.client, simulated=self.mode == 'paper')
-
     @cached_property
     def store(self):
         from quantlib.data.candles import CandleStore
         return CandleStore(self.home.candles)
-
     @cached_property
     def registry(self):
         from quantlib.models.registry import Registry
         return Registry(self.home.models)
-
     def __repr__(self): return f'Run({self.id}, {self.mode}, home={str(self.home.path)!r}, settings {self.settings.digest}, code {self.code})'
 
-# %% ../../nbs/schedule/04_jobs.ipynb #237b2106
+# %% ../../nbs/schedule/04_jobs.ipynb #7810904b
 @patch
 def snapshot(self:Run):
     "The market as it was known at the slot"
@@ -115,6 +110,7 @@ def served(self:Run):
     if not hasattr(self, '_served'): self._served = self.registry.load_champions(self.settings.models.members)
     return self._served
 
+# %% ../../nbs/schedule/04_jobs.ipynb #6eb8913c
 @patch(as_prop=True)
 def book(self:Run):
     "The account as the gateway last wrote it"

@@ -18,7 +18,7 @@ from ..core.types import Reason
 from ..journal.schema import runs
 from ..journal.store import Journal
 
-# %% ../../nbs/schedule/03_ledger.ipynb #3d4befe2
+# %% ../../nbs/schedule/03_ledger.ipynb #fe10c1b0
 def run_id(
     job:str,
     slot:int, # ms UTC
@@ -31,14 +31,18 @@ class Ledger:
     "The runs of a journal"
     def __init__(self, journal:Journal): self.journal = journal
 
-    def claim(self, job:str, slot:int, now:int, lease_ms:int, params:dict|None=None, again:bool=False) -> str|None: # Run id, or None if it is taken
+    def claim(self, job:str, slot:int, now:int, lease_ms:int, params:dict|None=None, again:bool=False) -> str|None: # Run id, or None if it may not run
         "Take `slot` of `job`; `again` asks for another attempt when it was taken before"
         with self.journal.write() as c:
             last = c.scalar(sa.select(sa.func.max(runs.c.attempt)).where(runs.c.job == job, runs.c.slot == slot))
             if last is not None and not again: return None
             n = 0 if last is None else last + 1
-            c.execute(runs.insert().values(id=run_id(job, slot, n), job=job, slot=slot, attempt=n, state='running', claimed_at=now, lease_until=now + lease_ms, params=params))
-        return run_id(job, slot, n)
+            row = dict(id=run_id(job, slot, n), job=job, slot=slot, attempt=n, claimed_at=now, params=params)
+            busy = None if again else c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.state == 'running', runs.c.lease_until >= now))
+            if busy: row |= dict(state='skipped', ended_at=now, error=f'{busy} was still running')
+            else: row |= dict(state='running', lease_until=now + lease_ms)
+            c.execute(runs.insert().values(**row))
+        return None if busy else row['id']
 
 # %% ../../nbs/schedule/03_ledger.ipynb #39448c24
 @patch
