@@ -27,8 +27,8 @@ Modules:
 - `quantlib.exits.levels`: The prices at which a position ends: stop, target, half-way target, and a stop that follows
 - `quantlib.exits.plan`: Which protective orders a position should have, which it has, and the difference
 - `quantlib.journal.bus`: Messages that cannot be lost, because they are rows of the transaction that caused them
-- `quantlib.journal.schema`: The tables of the journal: every row names the row that caused it
-- `quantlib.journal.store`: The journal: durable, append-minded, safe for several processes
+- `quantlib.journal.schema`: The tables of the journal: on a decision's way, every row names the row that caused it
+- `quantlib.journal.store`: The journal: durable, written mostly by appending, safe for several processes
 - `quantlib.learning.memory`: How each playbook did in each regime, with the doubt that few trades deserve
 - `quantlib.learning.outcomes`: Closed positions with everything that was believed when they were opened
 - `quantlib.learning.retrain`: A new version of every model from the candles before the slot, and a champion that gives way only to a better one

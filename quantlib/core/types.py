@@ -46,7 +46,7 @@ class Playbook(StrEnum):
     ASIDE = 'aside'
     MOMENTUM = 'momentum'  # the fallback's rule, used by no other path
 
-# %% ../../nbs/core/02_types.ipynb #86f64316
+# %% ../../nbs/core/02_types.ipynb #a578bf96
 class Reason(StrEnum):
     "Why something was decided, refused, reduced, closed or alerted"
     def __new__(cls, value, text):
@@ -91,7 +91,7 @@ class Reason(StrEnum):
     STOP_LOSS = 'stop_loss', 'the stop was hit'
     TAKE_PROFIT = 'take_profit', 'the target was hit'
     HALF_TAKEN = 'half_taken', 'half of the position was taken at its first target'
-    TRAIL = 'trail', 'the stop follows the price'
+    TRAIL = 'trail', 'a stop that follows the price'
     PROTECT = 'protect', 'a protective order was missing'
     RESIZE = 'resize', 'a protective order no longer covers the position'
     NAKED_DEADLINE = 'naked_deadline', 'a position stayed without a stop past its deadline'
@@ -117,10 +117,11 @@ def reason_table() -> str: # Markdown
     "All reason codes with their meaning, as a table"
     return '\n'.join(['| code | meaning |', '|---|---|'] + [f'| `{r.value}` | {r.text} |' for r in Reason])
 
-# %% ../../nbs/core/02_types.ipynb #104362e7
+# %% ../../nbs/core/02_types.ipynb #f40d6c2d
 def _short(v):
     "`v` in a few characters"
     if isinstance(v, float): return f'{v:.6g}'
+    if isinstance(v, Shown): return f'{type(v).__name__} of ' + ', '.join(_short(getattr(v, f.name)) for f in fields(v) if isinstance(getattr(v, f.name), (str, float)))
     if isinstance(v, tuple) and v and not isinstance(v[0], str): return f'{len(v)} × {type(v[0]).__name__}'
     if isinstance(v, dict): return ', '.join(f'{k} {_short(x)}' for k, x in v.items())
     return ', '.join(v) if isinstance(v, tuple) else str(v)

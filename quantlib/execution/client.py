@@ -7,7 +7,7 @@
 
 # %% auto #0
 __all__ = ['FRESH_S', 'THROTTLED', 'CLOCK', 'GONE', 'UNKNOWN', 'REFUSED', 'STATUS', 'ClientRefused', 'credentials', 'clean',
-           'Unreachable', 'Exchange', 'connect', 'Outcome', 'kind_of', 'Garbled', 'classify', 'ask', 'number']
+           'Unreachable', 'Exchange', 'connect', 'Outcome', 'kind_of', 'Garbled', 'classify', 'ask', 'number', 'whole']
 
 # %% ../../nbs/execution/02_client.ipynb #c68b240b
 import os, re, time
@@ -197,7 +197,7 @@ def ask(
     for row in (reply if many else [reply]): _check(row, name, needs)
     return reply
 
-# %% ../../nbs/execution/02_client.ipynb #c6a602d4
+# %% ../../nbs/execution/02_client.ipynb #8f1ad769
 def number(
     row:dict,
     key:str,
@@ -207,3 +207,12 @@ def number(
     except (InvalidOperation, KeyError): d = Decimal('nan')
     if not d.is_finite(): raise Garbled(f'{key} = {row.get(key)!r} is not a finite number')
     return d
+
+def whole(
+    row:dict,
+    key:str,
+) -> int: # Positive
+    "Field `key` of a reply as a whole number, for ids and instants"
+    x = row.get(key)
+    if isinstance(x, bool) or not (isinstance(x, (int, str)) and str(x).isdecimal() and int(x)): raise Garbled(f'{key} = {x!r} is not a positive whole number')
+    return int(x)

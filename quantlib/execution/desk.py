@@ -16,12 +16,12 @@ import sqlalchemy as sa
 # %% ../../nbs/execution/06_desk.ipynb #bff5e395
 from fastcore.basics import patch
 
-# %% ../../nbs/execution/06_desk.ipynb #a3c93825
+# %% ../../nbs/execution/06_desk.ipynb #61f5525d
 from ..core.clock import DAY
 from ..core.ids import PREFIX
 from ..core.settings import Settings
 from ..core.types import Intent, Position, Reason, Regime, Shown, Side, SignalPath
-from .client import Exchange, ask, classify
+from .client import Exchange, Garbled, ask, classify, clean, whole
 from .orders import Order, Search, State, absent, failed, from_row, is_dead, move, question, request, seen, to_row, traded
 from .reconcile import Fill, average, external, fill_row, trades
 from .rules import Rules, text
@@ -143,14 +143,16 @@ def settle(self:Ledger, intent_id:str, now:int):
     else: self.ended[intent_id] = h; self.held.pop(h.symbol, None)
     self.moved()
 
-# %% ../../nbs/execution/06_desk.ipynb #214a7796
+# %% ../../nbs/execution/06_desk.ipynb #b73bfda5
 @patch
 def book(self:Ledger, o:Order, f:Fill, now:int) -> bool: # False if it was booked before
     "Stage fill `f` of order `o`, and let order and holding follow"
     if f.id in self.booked: return False
-    self.booked.add(f.id); mine = self.fills.setdefault(o.intent_id, []); mine.append(f)
+    mine = self.fills.setdefault(o.intent_id, [])
+    total = f.qty + sum(x.qty for x in mine if x.order == f.order)
+    if 0 < o.qty < total and o.role != 'external': raise Garbled(f'trade {f.id} would fill {text(total)} of {o.id}, which is for {text(o.qty)}')
+    self.booked.add(f.id); mine.append(f)
     self.later(lambda c: self.journal.add(c, schema.fills, fill_row(f, o.id)))
-    total = sum(x.qty for x in mine if x.order == f.order)
     self.put(traded(o, total, now), now)
     self.settle(o.intent_id, now)
     return True
@@ -326,13 +328,14 @@ def absorb(self:Desk,
     owned = [(self.owner(f), f) for f in fresh]
     return sum(self.ledger.book(self.ledger.orders.get(o.id, o), f, self.now) for o, f in owned if o)
 
-# %% ../../nbs/execution/06_desk.ipynb #46c96f84
+# %% ../../nbs/execution/06_desk.ipynb #724a866d
 @patch
 def owner(self:Desk, f:Fill) -> Order|None: # None: not ours, and not in a position of ours
     "The order that fill `f` belongs to"
     for o in self.ledger.orders.values():
         if o.symbol == f.symbol and f.order == (o.child_id if o.algo else o.exchange_id): return o
     row = ask(self.client, 'futures_get_order', ('orderId', 'clientOrderId', 'status'), symbol=f.symbol, orderId=f.order)
+    if str(row['orderId']) != f.order or not isinstance(row['clientOrderId'], str): raise Garbled(f'asked for order {f.order} of {f.symbol}, got {clean(row)}')
     o = self.ledger.orders.get(row['clientOrderId']) or self._recall(row['clientOrderId'])
     if o is None: return self._external(f, row['clientOrderId'])
     return self.ledger.put(replace(o, child_id=f.order) if o.algo else seen(o, row, self.now), self.now)
@@ -356,12 +359,13 @@ def _external(self:Desk, f, name):
     o = Order(name[:36], h.intent.id, 'external', f.symbol, f.side, 'MARKET', f.qty, why.value, now, parent_id=h.entry, state=State.ACKED, exchange_id=f.order)
     return self.ledger.put(o, now)
 
-# %% ../../nbs/execution/06_desk.ipynb #2b8dd646
+# %% ../../nbs/execution/06_desk.ipynb #b41fe133
 @patch
 def leverage(self:Desk, symbol:str) -> int:
     "Make the exchange use our leverage for `symbol`; raises when it does not say so"
     want = self.settings.risk.max_leverage
     if self.levers.get(symbol) != want:
         row = ask(self.client, 'futures_change_leverage', ('leverage', 'symbol'), symbol=symbol, leverage=str(want))
-        self.levers[symbol] = int(row['leverage'])
+        if (row['symbol'], whole(row, 'leverage')) != (symbol, want): raise Garbled(f'{symbol} was to have leverage {want}, the exchange says {clean(row)}')
+        self.levers[symbol] = want
     return self.levers[symbol]

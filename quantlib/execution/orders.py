@@ -18,10 +18,10 @@ from enum import StrEnum
 # %% ../../nbs/execution/03_orders.ipynb #b064d609
 from fastcore.basics import patch
 
-# %% ../../nbs/execution/03_orders.ipynb #def08615
+# %% ../../nbs/execution/03_orders.ipynb #3b10a264
 from ..core.ids import client_id
 from ..core.types import Intent, Reason, Shown, Verdict
-from .client import Garbled, Outcome, number
+from .client import Garbled, Outcome, number, whole
 from .rules import text
 
 # %% ../../nbs/execution/03_orders.ipynb #1a9d30d6
@@ -164,7 +164,13 @@ def move(
     if state not in LIVE and o.state in LIVE: changes['done_at'] = now
     return replace(o, state=state, **changes)
 
-# %% ../../nbs/execution/03_orders.ipynb #989c3b30
+# %% ../../nbs/execution/03_orders.ipynb #589e4c7c
+def _executed(o, row):
+    "What `row` says is filled of `o`; never more than was asked for"
+    q = number(row, 'executedQty')
+    if q < 0 or (q > o.qty and o.role != 'external'): raise Garbled(f'{o.id} of {text(o.qty)} has executedQty {q}')
+    return max(o.filled, q)
+
 def seen(
     o:Order,
     row:dict, # What the exchange says about it
@@ -172,10 +178,10 @@ def seen(
 ) -> Order: # Raises `Garbled` when the row makes no sense
     "`o` after the exchange showed it"
     key, table, name = ('algoStatus', ALGO_STATUSES, 'algoId') if o.algo else ('status', STATUSES, 'orderId')
-    if row.get(key) not in table: raise Garbled(f'{o.id} has {key} {row.get(key)!r}')
-    state, changes = table[row[key]], dict(exchange_id=str(row[name]), error=None)
-    if o.algo and row.get('actualOrderId') not in (None, '', '0', 0): changes['child_id'] = str(row['actualOrderId'])
-    if not o.algo and row.get('executedQty') is not None: changes['filled'] = max(o.filled, number(row, 'executedQty'))
+    if not isinstance(row.get(key), str) or row[key] not in table: raise Garbled(f'{o.id} has {key} {row.get(key)!r}')
+    state, changes = table[row[key]], dict(exchange_id=str(whole(row, name)), error=None)
+    if o.algo and row.get('actualOrderId') not in (None, '', '0', 0): changes['child_id'] = str(whole(row, 'actualOrderId'))
+    if not o.algo and row.get('executedQty') is not None: changes['filled'] = _executed(o, row)
     if o.state not in LIVE and state in (State.ACKED, State.PARTIAL) and o.state != State.DEAD: return replace(o, **changes)  # an old list
     return move(o, state, now, **changes)
 

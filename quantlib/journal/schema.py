@@ -1,4 +1,4 @@
-"""The tables of the journal: every row names the row that caused it
+"""The tables of the journal: on a decision's way, every row names the row that caused it
 
 One table per hop of a decision's way, from `runs` and `cycles` to `fills` and `outcomes`, declared with SQLAlchemy so that SQLite and PostgreSQL hold the same.
 Foreign keys are the wiring: a signal without its cycle, or an order without its intent, cannot be written. `tables` lists them in the order of the flow."""
@@ -92,7 +92,7 @@ alerts = Table('alerts', meta, Column('seq', Integer, primary_key=True, autoincr
 
 pulses = Table('pulses', meta, Column('part', String(24), primary_key=True), at(), Column('count', Integer, nullable=False), Column('detail', JSON))
 
-# %% ../../nbs/journal/01_schema.ipynb #8d5d6ae8
+# %% ../../nbs/journal/01_schema.ipynb #9e8fd4e7
 outbox = Table('outbox', meta, Column('seq', Integer, primary_key=True, autoincrement=True), Column('stream', String(32), nullable=False), Column('key', String(80), nullable=False),
     Column('payload', JSON, nullable=False), at(), UniqueConstraint('stream', 'key'))
 
@@ -100,5 +100,5 @@ deliveries = Table('deliveries', meta, Column('stream', String(32), primary_key=
     Column('seq', ForeignKey('outbox.seq'), primary_key=True), Column('consumer', String(48), nullable=False), at('delivered_at'), at('acked_at', True),
     Column('count', Integer, nullable=False, default=1))
 
-Index('equity_day', equity.c.at); Index('orders_symbol', orders.c.symbol, orders.c.created_at); Index('outbox_stream', outbox.c.stream, outbox.c.seq)
+Index('orders_symbol', orders.c.symbol, orders.c.created_at); Index('outbox_stream', outbox.c.stream, outbox.c.seq)
 tables = list(meta.sorted_tables)

@@ -1,4 +1,4 @@
-"""The journal: durable, append-minded, safe for several processes
+"""The journal: durable, written mostly by appending, safe for several processes
 
 `Journal` opens the database of a home, makes its tables, and offers few verbs: `write` (one transaction), `add` (idempotent insert of rows named by content),
 `frame` (a query as a DataFrame), `one`, `alert`, `pulse`. Every SQLite connection is checked to be in WAL mode with `synchronous=FULL` and foreign keys on."""
@@ -81,7 +81,7 @@ def add(self:Journal,
         raise JournalError(f'{table.name} already has {", ".join(str(row[k]) for k in pk)} with other content; nothing was written')
     return False
 
-# %% ../../nbs/journal/02_store.ipynb #a2bd5d90
+# %% ../../nbs/journal/02_store.ipynb #aaa28925
 @patch
 def frame(self:Journal,
     query, # A select, or a table for all of it
@@ -92,6 +92,7 @@ def frame(self:Journal,
         r = c.execute(query)
         return pd.DataFrame(r.fetchall(), columns=list(r.keys()))
 
+# %% ../../nbs/journal/02_store.ipynb #08af874a
 @patch
 def rows(self:Journal, query) -> list: # Dicts
     "The result of a query as plain dicts"

@@ -14,8 +14,8 @@ import json
 import pandas as pd
 import sqlalchemy as sa
 
-# %% ../../nbs/ops/04_alerts.ipynb #3722b42a
-from ..core.clock import HOUR, iso
+# %% ../../nbs/ops/04_alerts.ipynb #14864cd0
+from ..core.clock import HOUR, MINUTE, floor, iso
 from ..core.ids import canonical
 from ..core.types import Reason
 from ..journal import schema
@@ -36,7 +36,7 @@ def recent(
     meaning = rows['code'].map(lambda c: Reason(c).text)
     return rows.assign(at=rows['at'].map(iso), meaning=meaning).set_index('seq')[['at', 'level', 'code', 'meaning', 'message', 'cause']]
 
-# %% ../../nbs/ops/04_alerts.ipynb #3d2f1098
+# %% ../../nbs/ops/04_alerts.ipynb #c8fa4d55
 def tally(
     journal:Journal,
     since:int=0, # ms UTC
@@ -44,7 +44,8 @@ def tally(
     "How often each code was raised"
     a, n = schema.alerts.c, sa.func.count().label('count')
     rows = journal.frame(sa.select(a.code, a.level, n, sa.func.min(a.at).label('first'), sa.func.max(a.at).label('last')).where(a.at >= since).group_by(a.code, a.level).order_by(n.desc()))
-    return rows.assign(first=rows['first'].map(iso), last=rows['last'].map(iso), meaning=rows['code'].map(lambda c: Reason(c).text)).set_index('code')
+    minute = lambda at: iso(floor(at, MINUTE))
+    return rows.assign(first=rows['first'].map(minute), last=rows['last'].map(minute), meaning=rows['code'].map(lambda c: Reason(c).text)).set_index('code')
 
 # %% ../../nbs/ops/04_alerts.ipynb #2c07d139
 def _last(path):

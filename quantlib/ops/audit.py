@@ -92,14 +92,15 @@ def __str__(self:Audit):
     head = f'{"healthy" if self.healthy else "NOT healthy"} at {iso(self.at)}, last {self.hours} h\n'
     return head + '\n'.join(f'{r.verdict.upper():5}  {r.wire:10}  {r.ran}' for r in self.rows)
 
-# %% ../../nbs/ops/02_audit.ipynb #a3ba8765
+# %% ../../nbs/ops/02_audit.ipynb #ad7a8dbb
 _COLOURS = dict(green='#1a7f37', red='#cf222e', grey='#6e7781')
 
 @patch
 def _repr_html_(self:Audit):
     dot = lambda v: f'<b style="color:{_COLOURS[v]}">{v}</b>'
     said = lambda x: html.escape(str(x))
-    more = lambda e: ', '.join(f'{k} {v}' for k, v in e.items() if v not in ({}, [], None, ''))[:400]
+    flat = lambda v: ', '.join(f'{k} {n}' for k, n in v.items()) if isinstance(v, dict) else ', '.join(map(str, v)) if isinstance(v, list) else v
+    more = lambda e: '; '.join(f'{k}: {flat(v)}' for k, v in e.items() if v not in ({}, [], None, ''))[:400]
     rows = ''.join(f'<tr><td><b>{r.wire}</b></td><td>{dot(r.verdict)}</td><td>{said(r.designed)}</td><td>{said(r.ran)}</td><td><small>{said(more(r.evidence))}</small></td></tr>' for r in self.rows)
     head = f'<p>{dot("green") if self.healthy else dot("red")}: the suite is {"" if self.healthy else "not "}healthy at {iso(self.at)}, judged on the last {self.hours} h.</p>'
     return head + f'<table class="audit"><thead><tr><th>wire</th><th>verdict</th><th>designed</th><th>ran</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table>'

@@ -69,13 +69,13 @@ def replay(
     if row['settings'] != settings.digest: raise NotReplayable(f'cycle {cycle} used settings {row["settings"]}, these are {settings.digest}; pass the ones in the settings.json of its home')
     return decide.cycle(snapshot_of(store, row), models_of(registry, row), book_of(row['book']), row['policy'], settings)
 
-# %% ../../nbs/research/03_parity.ipynb #abed6b57
+# %% ../../nbs/research/03_parity.ipynb #b5fea480
 def rows_of(
     cycle:str, # Its id
     result:decide.Cycle,
 ) -> dict: # Stage → symbol → row
     "The rows that publishing `result` would write"
-    makers = dict(signals=(record._signal, result.signals), decisions=(record._decision, result.decisions), intents=(record._intent, result.intents))
+    makers = dict(signals=(record.signal_row, result.signals), decisions=(record.decision_row, result.decisions), intents=(record.intent_row, result.intents))
     return {stage: {x.symbol: make(cycle, x) for x in items} for stage, (make, items) in makers.items()}
 
 def written(journal:Journal, cycle:str) -> dict: # Stage → symbol → row

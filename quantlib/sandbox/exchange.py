@@ -416,7 +416,7 @@ def advance(self:Exchange,
     self.now = to_ms
     return self.now
 
-# %% ../../nbs/sandbox/05_exchange.ipynb #0876da65
+# %% ../../nbs/sandbox/05_exchange.ipynb #2cdf3529
 @patch
 def step(self:Exchange) -> None:
     "What happens at one waypoint"
@@ -428,7 +428,7 @@ def step(self:Exchange) -> None:
             px = mark if a.working == 'MARK_PRICE' else last
             if a.open and self.ready(a, px): self.fire(a)
     if self.now % HOUR == 0: self.settle()
-    self.guard()
+    self.margin_call()
 
 @patch
 def ready(self:Exchange, a:Algo, px:float) -> bool:
@@ -447,9 +447,9 @@ def settle(self:Exchange) -> None:
         rate = Decimal(str(self.market.funding_rate(p.symbol, self.now)))
         self.account_event('FUNDING_FEE', change=self.account.fund(p.symbol, self.mark(p.symbol), rate, self.now))
 
-# %% ../../nbs/sandbox/05_exchange.ipynb #af37e1fd
+# %% ../../nbs/sandbox/05_exchange.ipynb #4ef22181
 @patch
-def guard(self:Exchange) -> None:
+def margin_call(self:Exchange) -> None:
     "Liquidate what the account can no longer carry"
     held = self.account.held()
     if not held: return

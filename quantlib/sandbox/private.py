@@ -40,7 +40,7 @@ def asset(ex) -> dict:
         positionInitialMargin=usd(m.initial - m.orders), openOrderInitialMargin=usd(m.orders), crossWalletBalance=usd(m.wallet), crossUnPnl=usd(m.upnl), availableBalance=usd(m.available),
         maxWithdrawAmount=usd(min(m.available, max(ZERO, m.wallet))), marginAvailable=True, updateTime=ex.now)
 
-# %% ../../nbs/sandbox/07_private.ipynb #b3e5d8b1
+# %% ../../nbs/sandbox/07_private.ipynb #e4de985a
 def holding(ex, s:str, w:dict) -> dict:
     "Everything about the position in `s`; each endpoint picks its keys"
     p, c, mark, lev = ex.account.position(s), ex.contracts[s], ex.mark(s), ex.account.leverage(s)
@@ -49,7 +49,7 @@ def holding(ex, s:str, w:dict) -> dict:
     with_orders = ex.account.initial(s, mark, bids, asks)
     most, up = text(c.max_notional(lev)), usd(p.upnl(mark))
     return dict(symbol=s, positionSide='BOTH', positionAmt=text(p.qty), entryPrice=text(p.entry.normalize()) if p.qty else '0.0', breakEvenPrice=text(p.break_even, 8) if p.qty else '0.0',
-        markPrice=usd(mark), unRealizedProfit=up, unrealizedProfit=up, liquidationPrice=text(ex.account.liquidation_price(s, ex.mark), 8) if p.qty else '0',
+        markPrice=usd(mark), unRealizedProfit=up, unrealizedProfit=up, liquidationPrice=text(ex.account.liquidation_price(s, ex.mark), 8),
         isolatedMargin='0', notional=usd(n), marginAsset='USDT', isolatedWallet='0', initialMargin=usd(with_orders), maintMargin=usd(c.maintenance(abs(n))),
         positionInitialMargin=usd(own), openOrderInitialMargin=usd(with_orders - own), adl=1 if p.qty else 0, bidNotional=usd(bids), askNotional=usd(asks), updateTime=p.updated,
         leverage=str(lev), maxNotionalValue=most, maxNotional=most, marginType='cross', isAutoAddMargin='false', isolated=False)

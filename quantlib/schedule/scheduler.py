@@ -15,10 +15,11 @@ import os
 # %% ../../nbs/schedule/06_scheduler.ipynb #33510dc9
 from fastcore.basics import patch
 
-# %% ../../nbs/schedule/06_scheduler.ipynb #a23b8929
+# %% ../../nbs/schedule/06_scheduler.ipynb #04a1b6de
 from ..core import settings as conf
 from ..core.clock import MINUTE, floor, iso
 from ..journal.store import Journal
+from ..ops.alerts import forward
 from ..ops.reports import to_html
 from . import jobs, runner
 from .ledger import Ledger
@@ -75,7 +76,7 @@ def run(self:Scheduler, name:str, slot:int, now:int, again:bool=False) -> runner
     if name == 'report' and r.state == 'done': to_html(r.path, self.home.reports/f'{r.path.stem}.html', f'Report of {iso(slot)}')
     return r
 
-# %% ../../nbs/schedule/06_scheduler.ipynb #b0b8053e
+# %% ../../nbs/schedule/06_scheduler.ipynb #16965cc1
 @patch
 def tick(self:Scheduler, now:int) -> list: # (job, slot, `RunResult`)
     "Run everything that is due at `now`"
@@ -85,4 +86,5 @@ def tick(self:Scheduler, now:int) -> list: # (job, slot, `RunResult`)
         slot, gone = due(job, getattr(self.settings.jobs, job.name), now, self.ledger.last_slot(job.name), self.since, self.settings.jobs.grace_s*1000)
         for s in gone: self.ledger.missed(job.name, s, now, 'it was too late to start')
         if slot is not None and (r := self.run(job.name, slot, now)) is not None: ended.append((job.name, slot, r))
+    forward(self.journal, self.home.logs/'alerts.jsonl')
     return ended

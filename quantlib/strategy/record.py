@@ -46,6 +46,13 @@ def policy_of(
     p, c = schema.policy, schema.cycles
     return journal.scalar(sa.select(p.c.weights).join(c, c.c.id == p.c.cycle_id).order_by(c.c.slot.desc()))
 
+# %% ../../nbs/strategy/05_record.ipynb #9fbf9c4d
+def _cycle_row(cycle:str, snapshot, book:Book, served:tuple) -> dict: # Column → value
+    "What a cycle's row says of all that was known when it was decided"
+    models, missing = served
+    return dict(id=cycle, slot=snapshot.slot, candle_version=snapshot.candle_version, snapshot=snapshot.record() | {'digest': snapshot.digest}, book=asdict(book),
+                models={k: d for k, (d, _) in models.items()}, missing=missing)
+
 # %% ../../nbs/strategy/05_record.ipynb #7f708ddf
 def signal_row(cycle:str, s) -> dict: # Column → value
     "The journal's row of a signal"
@@ -66,9 +73,10 @@ def payload(i) -> dict: # JSON content
     "An intent as the message that the gateway receives"
     return {k: getattr(v, 'value', v) for k, v in asdict(i).items()}
 
-# %% ../../nbs/strategy/05_record.ipynb #505d1f22
-def _tell(journal, c, cycle, result, at, run):
+# %% ../../nbs/strategy/05_record.ipynb #33f2ca84
+def _tell(journal, c, cycle, result, gone, at, run):
     "Alerts of a cycle: missing models, degraded and fallback votes"
+    for kind, why in gone.items(): journal.alert(at, 'critical', Reason.MODEL_REFUSED, f'{kind}: {why}', cause=cycle, run_id=run, c=c)
     paths = [s.path for s in result.signals]
     missing = sorted({f'{k}: {why}' for s in result.signals for k, why in s.missing.items()})
     for code, path, level in ((Reason.DEGRADED_VOTE, SignalPath.DEGRADED, 'warning'), (Reason.FALLBACK_USED, SignalPath.FALLBACK, 'critical')):
@@ -78,12 +86,12 @@ def _tell(journal, c, cycle, result, at, run):
 # %% ../../nbs/strategy/05_record.ipynb #7f4d392a
 STREAM = 'trade.intent'  # the stream of the bus that the gateway reads
 
-# %% ../../nbs/strategy/05_record.ipynb #8a03a779
+# %% ../../nbs/strategy/05_record.ipynb #f7dd12c1
 def publish(
     journal:Journal,
     run:str, # Id of the run that decided
     mode:str,
-    snapshot, # `strategy.decide.Snapshot`
+    snapshot, # `strategy.snapshot.Snapshot`
     result, # `strategy.decide.Cycle`
     served:tuple, # (kind → (digest, model), kind → why missing)
     book:Book, policy:dict, # What the decision used
@@ -91,9 +99,8 @@ def publish(
     at:int, # ms UTC
 ) -> str: # Id of the cycle
     "Write a cycle and everything that hangs from it, or nothing"
-    cycle, (models, missing) = cycle_id(mode, snapshot.slot), served
-    row = dict(id=cycle, run_id=run, slot=snapshot.slot, mode=mode, at=at, candle_version=snapshot.candle_version, snapshot=snapshot.record() | {'digest': snapshot.digest},
-               book=asdict(book), policy=policy, models={k: d for k, (d, _) in models.items()}, missing=missing, settings=settings, code=code)
+    cycle = cycle_id(mode, snapshot.slot)
+    row = _cycle_row(cycle, snapshot, book, served) | dict(run_id=run, mode=mode, at=at, policy=policy, settings=settings, code=code)
     with journal.write() as c:
         if c.scalar(sa.select(schema.cycles.c.id).where(schema.cycles.c.id == cycle)): return cycle
         c.execute(schema.cycles.insert().values(**row))
@@ -103,6 +110,5 @@ def publish(
         for i in result.intents:
             journal.add(c, schema.intents, intent_row(cycle, i))
             bus.publish(c, STREAM, i.id, payload(i), at)
-        for kind, why in missing.items(): journal.alert(at, 'critical', Reason.MODEL_REFUSED, f'{kind}: {why}', cause=cycle, run_id=run, c=c)
-        _tell(journal, c, cycle, result, at, run)
+        _tell(journal, c, cycle, result, served[1], at, run)
     return cycle

@@ -3,7 +3,7 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from quantlib.core.types import SignalPath
 from quantlib.models.ensemble import blend, vote
-from quantlib.models.forecast import EDGE, Forecast
+from quantlib.models.forecast import LEAST, Forecast
 
 KINDS, SYMBOLS, HW = ('a', 'b', 'c'), ('X', 'Y', 'Z'), {1: .3, 4: .4, 24: .3}
 number = st.floats(-8, 8, allow_nan=False)
@@ -25,7 +25,7 @@ def test_every_absence_is_named_and_no_chance_leaves_its_bounds(said, w):
         spoke = {k for k, r in zip(KINDS, said) if r is not None and r[i] is not None}
         assert {v.kind for v in b.votes} == spoke and set(b.missing) == set(KINDS) - spoke
         assert b.path == (SignalPath.ENSEMBLE if len(spoke) == 3 else SignalPath.DEGRADED if spoke else SignalPath.FALLBACK)
-        if spoke: assert EDGE <= b.p_up <= 1 - EDGE and .5 <= b.confidence < 1 and all(0 < v.p_up < 1 for v in b.votes)
+        if spoke: assert LEAST <= b.p_up <= 1 - LEAST and .5 <= b.confidence < 1 and all(0 < v.p_up < 1 for v in b.votes)
         else: assert b.p_up is None and b.confidence is None and b.side == 'HOLD'
 
 

@@ -1,14 +1,14 @@
 "Chances read from quantiles, attacked with arbitrary quantiles"
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from quantlib.models.forecast import EDGE, HORIZONS, LEVELS, Forecast, p_up
+from quantlib.models.forecast import LEAST, HORIZONS, LEVELS, Forecast, p_up
 
 value = st.floats(-50, 50, allow_nan=False) | st.sampled_from([0., -0., 1e-300, -1e-300, 1e-9, -5e-324])
 quantiles = st.lists(value, min_size=5, max_size=5).map(sorted).map(np.array)
 
 
 @given(quantiles)
-def test_chance_is_inside_its_edges(q): assert EDGE <= p_up(q) <= 1 - EDGE
+def test_chance_is_inside_its_edges(q): assert LEAST <= p_up(q) <= 1 - LEAST
 
 
 @given(quantiles)

@@ -1,7 +1,6 @@
 "Decisions: pure, bounded, labelled, and blind to the future"
 import json
 import math
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -197,7 +196,7 @@ def test_the_answer_for_one_symbol_is_the_cycles_signal():
 
 
 DATA = Path(__file__).resolve().parents[2].parent/'shared'/'data'/'market'/'usdm_1h_45sym_2023-01_2025-09.parquet'
-BARS = int(os.environ.get('QUANTLIB_CUTS', 12))  # how many random slots; the full check uses 200
+BARS = 200  # random slots
 
 
 @pytest.mark.skipif(not DATA.exists(), reason='recorded candles are not here')
