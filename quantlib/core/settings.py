@@ -41,7 +41,7 @@ class Section(BaseModel):
     "A section of the file: fixed keys, frozen values, finite numbers"
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
-# %% ../../nbs/core/04_settings.ipynb #3bb6b2d9
+# %% ../../nbs/core/04_settings.ipynb #fe6f4cf3
 class Suite(Section):
     "What this installation is"
     mode: Literal['paper', 'demo', 'live'] = 'paper'
@@ -51,7 +51,7 @@ class Universe(Section):
     "What is watched"
     symbols: Names
     history_bars: int = Field(1296, ge=400, le=100_000)   # hourly bars a symbol trains on
-    snapshot_bars: int = Field(1000, ge=500, le=5_000)    # hourly bars a decision sees
+    snapshot_bars: int = Field(1000, ge=600, le=5_000)    # hourly bars a decision sees; fewer would not let the indicators settle
     max_age_min: int = Field(90, ge=60, le=240)           # the newest closed candle may have opened this long ago
 
 # %% ../../nbs/core/04_settings.ipynb #d9bac33a
@@ -63,12 +63,12 @@ class Models(Section):
     rounds: int = Field(60, ge=5, le=2_000)
     threads: int = Field(2, ge=1, le=64)
 
-# %% ../../nbs/core/04_settings.ipynb #679ee704
+# %% ../../nbs/core/04_settings.ipynb #70e317be
 class Strategy(Section):
     "When a vote becomes a wish"
     min_confidence: float = Field(0.51, ge=0.5, lt=1)
     share: float = Field(0.02, ge=0, le=0.5)              # fixed share of the selector
-    learning_rate: float = Field(8.0, gt=0, le=200)       # of the selector, per unit of volatility-scaled return
+    learning_rate: float = Field(2.0, gt=0, le=200)       # of the selector, per unit of volatility-scaled return
     fallback_usdt: float = Field(150, gt=0, le=150)
     fallback_per_day: int = Field(12, ge=0, le=100)       # fallback entries allowed between 00:00 and 24:00 UTC
     fallback_share: float = Field(0.25, gt=0, le=1)       # share of fallback cycles that turns the audit red

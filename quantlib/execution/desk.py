@@ -54,7 +54,12 @@ class Holding(Shown):
         "The position as the gate and the exit plan read it"
         return Position(self.symbol, float(self.qty), float(self.price), float(self.mark), self.intent.stop_frac, self.opened_at)
 
-# %% ../../nbs/execution/06_desk.ipynb #69f8fc50
+# %% ../../nbs/execution/06_desk.ipynb #e9e83350
+@patch(as_prop=True)
+def exit(self:Holding) -> str: # `BUY` or `SELL`
+    "The side of an order that makes the position smaller"
+    return 'SELL' if self.qty > 0 else 'BUY'
+
 def marked(h:Holding, mark:Decimal, at:int) -> Holding:
     "`h` after the mark price was seen at `mark`"
     return replace(h, mark=mark, seen_at=at, best=max(h.best, mark) if h.qty > 0 else min(h.best, mark))

@@ -144,12 +144,12 @@ def follow(self:Gateway, o, truth:Truth):
     (self.desk.firing.add if row['algoStatus'] in ('TRIGGERING', 'TRIGGERED') else self.desk.firing.discard)(o.id)
     if o.state != State.ACKED: self.ledger.put(seen(o, row, self.now), self.now)
 
-# %% ../../nbs/execution/08_gateway.ipynb #32792e91
+# %% ../../nbs/execution/08_gateway.ipynb #23526c3a
 @patch
 def dispute(self:Gateway, truth:Truth):
     "Sweep orphans, report what is foreign, and lock what cannot be explained"
     found = differences({s: h.qty for s, h in self.ledger.held.items()}, list(self.ledger.orders.values()), truth)
-    self.disputed = {d.symbol for d in found if d.kind == 'quantity'}
+    self.disputed = {d.symbol for d in found if d.what == 'position'}
     self.gone = {s: self.gone.get(s, self.now) for s in self.disputed if s not in truth.positions}
     for d in found:
         if d.kind == 'orphan': self.attempt(self.orphan, d.what, d)

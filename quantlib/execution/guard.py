@@ -67,7 +67,7 @@ def rests(self:Guard, h:Holding) -> list: # `Resting`
     "Our conditional orders for `h`; those of unknown fate are not live"
     return [resting(o, o.id in self.desk.firing) for o in self.ledger.of(h.intent.id) if o.algo and o.live]
 
-# %% ../../nbs/execution/07_guard.ipynb #b3aef077
+# %% ../../nbs/execution/07_guard.ipynb #7ce2c20a
 MAX_LIVE = 2
 
 @patch
@@ -75,7 +75,7 @@ def _guard_order(self:Guard, h, w, reason):
     "The next order for want `w`"
     gen = len(self.ledger.of(h.intent.id, w.role))
     qty = Decimal(0) if w.qty is None else Decimal(str(w.qty))
-    return guard_of(self.ledger.orders[h.entry], w.role, gen, qty, Decimal(str(w.trigger)), reason, self.desk.now)
+    return guard_of(self.ledger.orders[h.entry], w.role, gen, qty, Decimal(str(w.trigger)), reason, self.desk.now, h.exit)
 
 @patch
 def place(self:Guard, h:Holding, w:Want, reason:Reason):
@@ -94,7 +94,7 @@ def passed(self:Guard, h:Holding, w:Want):
     if w.role == 'half': return self.close(h, Reason.HALF_TAKEN, self.desk.rules.part(h.symbol, abs(h.qty), 0.5))
     return self.close(h, Reason.STOP_BREACHED if w.role == 'stop' else Reason.TAKE_PROFIT)
 
-# %% ../../nbs/execution/07_guard.ipynb #da50de86
+# %% ../../nbs/execution/07_guard.ipynb #d0e3f3bc
 @patch
 def close(self:Guard,
     h:Holding,
@@ -108,7 +108,7 @@ def close(self:Guard,
     h = self.ledger.held.get(h.symbol)
     if h is None: return
     qty = min(abs(h.qty), qty or abs(h.qty), self.desk.rules[h.symbol].most)
-    o = close_of(self.ledger.orders[h.entry], len(self.ledger.of(h.intent.id, 'close')), qty, reason, self.desk.now)
+    o = close_of(self.ledger.orders[h.entry], len(self.ledger.of(h.intent.id, 'close')), qty, reason, self.desk.now, h.exit)
     self.desk.send(replace(o, verdict_id=verdict))
     self.desk.absorb(h.symbol)
     if h.symbol not in self.ledger.held: self.sweep(h.intent.id)

@@ -103,12 +103,12 @@ def entry_of(
     if verdict.outcome == 'rejected' or verdict.intent != intent.id: raise ValueError(f'intent {intent.id} has no approval; verdict {verdict.outcome} of {verdict.intent}')
     return Order(client_id(intent.id, 'entry'), intent.id, 'entry', intent.symbol, intent.side.value, 'MARKET', qty, Reason.ENTER.value, now, verdict_id=f'v{intent.id}')
 
-# %% ../../nbs/execution/03_orders.ipynb #54d11000
+# %% ../../nbs/execution/03_orders.ipynb #ddcd4311
 _TYPES = {'stop': 'STOP_MARKET', 'take': 'TAKE_PROFIT_MARKET', 'half': 'TAKE_PROFIT_MARKET'}
 
-def _follow(entry, role, generation, qty, reason, now, **kw):
+def _follow(entry, role, generation, qty, reason, now, side, **kw):
     "An order against the position that `entry` opened"
-    side = 'SELL' if entry.side == 'BUY' else 'BUY'
+    side = side or ('SELL' if entry.side == 'BUY' else 'BUY')
     return Order(client_id(entry.intent_id, role, generation), entry.intent_id, role, entry.symbol, side, _TYPES.get(role, 'MARKET'), qty, Reason(reason).value, now, parent_id=entry.id, **kw)
 
 def guard_of(
@@ -119,16 +119,18 @@ def guard_of(
     trigger:Decimal, # Mark price on the tick
     reason:Reason,
     now:int, # ms UTC
+    side:str='', # Empty: against the entry. A strange hand may have turned the position round
 ) -> Order: # `sending`
     "A conditional order that guards the position of `entry`"
     if not trigger > 0: raise ValueError(f'{role} of {entry.symbol} has trigger {trigger}; a trigger is positive')
     if not (qty > 0 or (qty == 0 and role == 'take')): raise ValueError(f'{role} of {entry.symbol} has quantity {qty}; only a target may close the whole position')
-    return _follow(entry, role, generation, qty, reason, now, algo=True, trigger=trigger)
+    return _follow(entry, role, generation, qty, reason, now, side, algo=True, trigger=trigger)
 
-def close_of(entry:Order, generation:int, qty:Decimal, reason:Reason, now:int) -> Order:
+# %% ../../nbs/execution/03_orders.ipynb #3f2c1295
+def close_of(entry:Order, generation:int, qty:Decimal, reason:Reason, now:int, side:str='') -> Order:
     "A reduce-only market order against the position of `entry`"
     if not qty > 0: raise ValueError(f'close of {entry.symbol} has quantity {qty}; there is nothing to close')
-    return _follow(entry, 'close', generation, qty, reason, now)
+    return _follow(entry, 'close', generation, qty, reason, now, side)
 
 # %% ../../nbs/execution/03_orders.ipynb #6481cd36
 def request(

@@ -38,12 +38,12 @@ def money(
             ('unrealised', last['unrealized'], 'last equity row'), ('equity', last['equity'], 'last equity row')]
     return pd.DataFrame(rows, columns=['amount', 'usdt', 'from']).set_index('amount').round(4)
 
-# %% ../../nbs/ops/05_reports.ipynb #6df52d57
+# %% ../../nbs/ops/05_reports.ipynb #65052faf
 _NUMBER = re.compile(r'[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?')
 
 def _texts(x):
     "A column as texts, its fractions with the same number of decimals"
-    if x.dtype.kind != 'f': return ['' if v is None else f'{v:,}' if type(v) is int else str(v) for v in x.tolist()]
+    if x.dtype.kind != 'f': return ['' if gone else f'{v:,}' if type(v) is int else str(v) for v, gone in zip(x.tolist(), x.isna())]
     n = 2 if x.abs().max() >= 10 else 3
     return ['' if v != v else f'{v + 0.:,.{n}f}' for v in x.round(n).tolist()]
 

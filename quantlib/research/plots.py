@@ -7,7 +7,7 @@ how long each position was guarded, who made the signals, and which playbook the
 
 # %% auto #0
 __all__ = ['INK', 'STYLES', 'NothingToDraw', 'canvas', 'say', 'when', 'dated', 'drawdown', 'equity', 'busiest', 'prices', 'stops',
-           'trades', 'guarded', 'protection', 'shares', 'paths', 'weights']
+           'trades', 'guarded', 'protection', 'shares', 'paths', 'weights', 'drawn']
 
 # %% ../../nbs/research/01_plots.ipynb #23fb23f2
 import matplotlib.dates as mdates
@@ -186,3 +186,12 @@ def weights(
         say(ax, f'{r.value}: {w.iloc[-1].idxmax().replace("_", " ")} {w.iloc[-1].max():.0%} after {len(w)} cycles')
     dated(axes[-1]); fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=8, frameon=False)
     return fig
+
+# %% ../../nbs/research/01_plots.ipynb #52330b21
+def drawn(
+    figure, # One of the functions above
+    *args, # Its arguments
+): # Figure, or text
+    "The figure, or the sentence that says why there is none"
+    try: return figure(*args)
+    except NothingToDraw as e: return str(e)

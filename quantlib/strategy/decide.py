@@ -11,6 +11,10 @@ __all__ = ['forecasts', 'signals', 'objections', 'held', 'entry', 'decisions', '
 # %% ../../nbs/strategy/04_decide.ipynb #3ee16ab3
 from dataclasses import dataclass, replace
 
+# %% ../../nbs/strategy/04_decide.ipynb #1f550e09
+import pandas as pd
+from fastcore.basics import patch
+
 # %% ../../nbs/strategy/04_decide.ipynb #18a87732
 from ..core.clock import iso
 from ..core.ids import cycle_id, intent_id
@@ -169,6 +173,15 @@ class Cycle:
     def __repr__(self):
         paths = ', '.join(f'{sum(s.path == p for s in self.signals)} {p.value}' for p in SignalPath)
         return f'Cycle({len(self.signals)} signals ({paths}), {len(self.intents)} intents: {", ".join(f"{i.action} {i.symbol} {i.side.value} {i.notional_usdt:.0f}" for i in self.intents)})'
+
+# %% ../../nbs/strategy/04_decide.ipynb #3ce59415
+@patch
+def frame(self:Cycle) -> pd.DataFrame: # Index symbol
+    "The decisions as a table"
+    row = lambda d: dict(symbol=d.symbol, action=d.action, target=round(d.target_usdt), side=d.signal.side.value, confidence=round(d.signal.confidence, 4), path=d.signal.path.value,
+                         regime=d.regime.value, playbook=d.playbook.value, why=', '.join(r.value for r in d.reasons))
+    t = pd.DataFrame([row(d) for d in self.decisions], columns=['symbol', 'action', 'target', 'side', 'confidence', 'path', 'regime', 'playbook', 'why']).set_index('symbol')
+    return t.assign(o=t['action'] == 'hold').sort_values(['o', 'confidence'], ascending=[True, False]).drop(columns='o')
 
 # %% ../../nbs/strategy/04_decide.ipynb #05585d4d
 def cycle(

@@ -1,11 +1,13 @@
 "The page asks nobody else for anything, and its sums add up."
 import re
 import nbformat
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from quantlib.journal import schema as S
 from quantlib.journal.store import Journal
+from quantlib.learning import memory, outcomes
 from quantlib.ops import alerts, reports
 from quantlib.ops.audit import audit
 from quantlib.research import plots
@@ -52,8 +54,11 @@ def test_tables_of_an_empty_day(tmp_path):
     j = Journal(f'sqlite:///{tmp_path}/j.db')
     assert len(reports.trades(j)) == 0 and len(reports.verdicts(j)) == 0 and len(reports.by_reason(j)) == 0
     with pytest.raises(ValueError, match='equity row'): reports.money(j)
-    for draw in (plots.equity, plots.protection, plots.paths):
+    for draw in (plots.equity, plots.protection, plots.paths, plots.weights):
         with pytest.raises(plots.NothingToDraw): draw(j)
+        assert isinstance(plots.drawn(draw, j), str)
+    closed = outcomes.labelled(j)
+    for t in (reports.trades(j), reports.by_reason(j), memory.memory(closed), outcomes.by_vote(closed), alerts.tally(j)): assert '<table>' in reports.Table(t)._repr_html_()
     assert len(alerts.recent(j)) == 0 and len(alerts.tally(j)) == 0
     with j.write() as c: c.execute(S.equity.insert().values(at=0, wallet=1., unrealized=0., equity=1., gross=0., positions=0, day_open=1.))
     assert reports.headline(j)['won'] == 'no position was closed'
@@ -73,3 +78,12 @@ def test_log_survives_a_torn_line(day, tmp_path):
     whole = log.read_text()
     log.write_text(whole[:-20])
     assert alerts.forward(j, log) == 1 and log.read_text() == whole
+
+
+def test_a_table_of_odd_values():
+    df = pd.DataFrame({'n': [1_000, 2], 'net': [-0.0, float('nan')], 'loss': [-12.5, 3.], 'text': ['<b>', None]})
+    text = reports.Table(df, '<i>')._repr_html_()
+    assert '1,000' in text and '&lt;b&gt;' in text and '&lt;i&gt;' in text and '<b>' not in text
+    assert '-0.0' not in text and 'nan' not in text and 'color:#cf222e">-12.50' in text
+    long = reports.Table(pd.DataFrame({'k': range(100)}), most=4)._repr_html_()
+    assert '… 96 more …' in long and long.count('<tr>') == 6

@@ -22,9 +22,9 @@ SLOT, NAMES = parse_iso('2025-03-01T00:00Z'), ('ADAUSDT', 'BTCUSDT', 'DOGEUSDT',
 def world(tmp_path_factory):
     "Three published cycles, one of them without models"
     folder = tmp_path_factory.mktemp('parity')
-    s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 560, 'snapshot_bars': 500}, 'models': {'rounds': 5}, 'strategy': {'min_confidence': .5005}})
+    s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 660, 'snapshot_bars': 600}, 'models': {'rounds': 5}, 'strategy': {'min_confidence': .5005}})
     store, registry, j = CandleStore(folder/'candles'), Registry(folder/'models'), Journal(f'sqlite:///{folder}/journal.db')
-    px = market(list(NAMES), SLOT - 560*HOUR, 564, seed=9)
+    px = market(list(NAMES), SLOT - 660*HOUR, 664, seed=9)
     store.append(px[px.open_time.astype('int64') < SLOT].reset_index(drop=True))
     run = lambda job, slot: _run(j, job, slot)
     retrain(store, registry, j, s, SLOT, run('retrain', SLOT), at=SLOT)
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
     for k in range(3):
         slot = SLOT + k*HOUR
         store.append(px[px.open_time.astype('int64') < slot].reset_index(drop=True))
-        snap = Snapshot.take(store, slot, NAMES, 500, {'BTCUSDT': 95_000.1 + k}, {'BTCUSDT': 1e-4/3})
+        snap = Snapshot.take(store, slot, NAMES, 600, {'BTCUSDT': 95_000.1 + k}, {'BTCUSDT': 1e-4/3})
         served = registry.load_champions(s.models.members) if k < 2 else ({}, {m: 'no champion' for m in s.models.members})
         policy = policy or meta.warm(snap, s)
         made = decide.cycle(snap, served, book, policy, s)
@@ -57,7 +57,7 @@ def test_no_difference(world):
 
 def test_bars_that_came_later_change_nothing(world):
     store, registry, j, s, cycles = world
-    store.append(market(list(NAMES), SLOT - 700*HOUR, 100, seed=1))
+    store.append(market(list(NAMES), SLOT - 800*HOUR, 100, seed=1))
     store.append(market(list(NAMES), SLOT + 10*HOUR, 5, seed=1))
     for c in cycles: assert P.differences(j, store, registry, c, s).empty
 
