@@ -144,7 +144,7 @@ def follow(self:Gateway, o, truth:Truth):
     (self.desk.firing.add if row['algoStatus'] in ('TRIGGERING', 'TRIGGERED') else self.desk.firing.discard)(o.id)
     if o.state != State.ACKED: self.ledger.put(seen(o, row, self.now), self.now)
 
-# %% ../../nbs/execution/08_gateway.ipynb #23526c3a
+# %% ../../nbs/execution/08_gateway.ipynb #a2aeee00
 @patch
 def dispute(self:Gateway, truth:Truth):
     "Sweep orphans, report what is foreign, and lock what cannot be explained"
@@ -158,7 +158,10 @@ def dispute(self:Gateway, truth:Truth):
 @patch
 def orphan(self:Gateway, d):
     "Cancel a resting order of ours that belongs to no position"
-    ask(self.client, 'futures_cancel_algo_order', ('clientAlgoId',), clientAlgoId=d.what)
+    try: ask(self.client, 'futures_cancel_algo_order', ('clientAlgoId',), clientAlgoId=d.what)
+    except Exception as e:
+        if classify(e).kind != 'gone': raise
+        return # it went in this very pass, after the list was read
     self.ledger.alert(self.now, 'info', Reason.ORPHAN, f'{d.symbol}: {d.what} was resting for nothing and is cancelled', d.what)
 
 # %% ../../nbs/execution/08_gateway.ipynb #c1adc9ae
@@ -226,18 +229,25 @@ def consume(self:Gateway):
     marks = {r['symbol']: (float(number(r, 'markPrice')), int(r['time'])) for r in rows}
     for m in sorted(messages, key=lambda m: (m['payload'].get('action') != 'close', m['seq'])): self.attempt(self.handle, m['key'], m, marks)
 
-# %% ../../nbs/execution/08_gateway.ipynb #fd2f032c
+# %% ../../nbs/execution/08_gateway.ipynb #9000101f
+@patch
+def meant(self:Gateway, m:dict) -> Intent|None:
+    "The intent that a message carries, if it is one that can be acted on"
+    try: intent = intent_of(m['payload'])
+    except (TypeError, ValueError): return None
+    return intent if intent.id == m['key'] and intent.action in ('open', 'close') else None
+
 @patch
 def handle(self:Gateway, m:dict, marks:dict):
     "Judge one message"
     t, judged = schema.intents, schema.verdicts.c
     row = self.journal.one(sa.select(t.c.payload_digest, judged.id.label('verdict')).outerjoin(schema.verdicts, judged.intent_id == t.c.id).where(t.c.id == m['key']))
     ack = lambda: self.ledger.later(lambda c: self.consumer.ack(c, m['seq'], self.now))
-    if row is None or row['payload_digest'] != digest(m['payload']) or m['payload'].get('id') != m['key']:
+    intent = self.meant(m)
+    if intent is None or row is None or row['payload_digest'] != digest(m['payload']):
         self.ledger.alert(self.now, 'critical', Reason.BAD_NUMBER, f'message {m["key"]} is not the intent that the journal holds; it is put aside', m['key'])
         return ack()
     if row['verdict']: return ack()
-    intent = intent_of(m['payload'])
     return self.shut(intent, marks, ack) if intent.action == 'close' else self.open(intent, marks, ack)
 
 # %% ../../nbs/execution/08_gateway.ipynb #14c0977b

@@ -243,3 +243,23 @@ def test_a_foreign_position_is_a_difference(stage):
     i = stage.wish('BTCUSDT', 'BUY', 900.); minutes(stage, g)
     assert {Reason.NOT_TRADABLE, Reason.POSITION_EXISTS} <= set(stage.journal.one(sa.select(schema.verdicts).where(schema.verdicts.c.intent_id == i.id))['reasons'])
     assert g.ledger.orders == {}
+
+
+@pytest.mark.parametrize('change', ({'action': 'foo'}, {'side': 'UP'}, {'regime': None}, {'more': 1}), ids=str)
+def test_a_message_that_cannot_be_acted_on_is_put_aside_and_the_next_one_served(stage, change):
+    from quantlib.core.ids import digest
+    g = begin(stage); i = stage.wish('ETHUSDT', 'BUY', 900.); j = stage.wish('SOLUSDT', 'BUY', 900.)
+    bad = stage.journal.one(sa.select(schema.intents.c.payload).where(schema.intents.c.id == i.id))['payload'] | change
+    with stage.journal.write() as c:
+        c.execute(schema.intents.update().where(schema.intents.c.id == i.id).values(payload=bad, payload_digest=digest(bad)))
+        c.execute(schema.outbox.update().where(schema.outbox.c.key == i.id).values(payload=bad))
+    g.step()
+    assert set(g.ledger.held) == {'SOLUSDT'} and g.consumer.take(stage.venue.now) == []
+    assert [a['cause'] for a in stage.journal.rows(schema.alerts) if a['code'] == Reason.BAD_NUMBER] == [i.id]
+
+
+def test_what_goes_together_with_its_position_is_no_orphan(stage):
+    g = begin(stage); stage.wish('ETHUSDT', 'BUY', 900., stop=1e-6); g.step()
+    minutes(stage, g, 20)
+    assert stage.journal.rows(schema.outcomes) and not stage.venue.waiting.get('ETHUSDT')
+    assert not [a for a in stage.journal.rows(schema.alerts) if 'orphan' in a['message'] or a['code'] == Reason.ORPHAN]

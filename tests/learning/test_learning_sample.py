@@ -2,7 +2,7 @@
 import pytest
 import sqlalchemy as sa
 from quantlib.journal import schema as S
-from quantlib.learning.memory import best, memory
+from quantlib.learning.memory import memory
 from quantlib.learning.outcomes import by_vote, calibration, labelled
 from quantlib.learning.sample import sample
 
@@ -22,7 +22,6 @@ def test_money_and_labels(tmp_path, seed):
     assert memory(o).n.sum() == len(o) == calibration(o).n.sum()
     assert set(by_vote(o).index) == {'xgboost', 'lightgbm'} and (by_vote(o).n == len(o)).all()
     assert (abs(memory(o)['R']) <= abs(memory(o)['mean'].fillna(0)) + 1e-12).all()
-    assert set(best(memory(o))) == {'trending', 'ranging', 'volatile'}
 
 
 def test_since(tmp_path):
