@@ -7,8 +7,8 @@ names its cure is printed as one line and ends with exit code 2; everything unex
 
 # %% auto #0
 __all__ = ['app', 'HomeOption', 'JsonOption', 'SlotOption', 'HOME', 'console', 'say', 'opened', 'latest', 'Progress', 'demo',
-           'sandbox', 'run', 'train', 'data', 'audit', 'why', 'signal', 'kill', 'scheduler', 'up', 'checks', 'doctor',
-           'foreseen', 'main']
+           'sandbox', 'run', 'train', 'data', 'audit', 'why', 'signal', 'kill', 'scheduler', 'status', 'up', 'checks',
+           'doctor', 'foreseen', 'main']
 
 # %% ../../nbs/cli/03_cli.ipynb #22b0f42e
 from pathlib import Path
@@ -103,11 +103,13 @@ def demo(replay:Annotated[str, typer.Option(help='Parquet of recorded candles')]
     else: _tables(facts)
     raise typer.Exit(0 if facts['healthy'] else 1)
 
-# %% ../../nbs/cli/03_cli.ipynb #64d6596c
+# %% ../../nbs/cli/03_cli.ipynb #22d5a948
 @app.command()
-def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, replay:str='', minutes:str='', funding:str='', start:str='', speed:Annotated[float, typer.Option(min=0.01, max=100_000)]=1.0,
+def sandbox(port:Annotated[int, typer.Option(min=0, max=65535, help='0 picks a free one')]=8900, replay:str='', minutes:str='', funding:str='', start:str='', speed:Annotated[float, typer.Option(min=0.01, max=100_000)]=1.0,
             manual:Annotated[bool, typer.Option('--manual', help='The clock moves only when told')]=False, seed:int=7, days:Annotated[int, typer.Option(help='Synthetic future', min=1, max=400)]=90):
     "Run the paper exchange alone"
+    import pandas as pd
+    from quantlib.data.candles import CandleError
     from quantlib.data.history import read_candles, read_funding
     from quantlib.data.synthetic import funding as rates, market as synthetic
     from quantlib.sandbox.market import Market
@@ -120,9 +122,11 @@ def sandbox(port:Annotated[int, typer.Option(help='0 picks a free one')]=8900, r
         at = at or int(time.time()*1000)
         span = s.universe.symbols, floor(at, HOUR) - s.universe.history_bars*HOUR, s.universe.history_bars + 24*days, seed
         candles, paid = synthetic(*span), rates(*span)
+    if not candles.open_time.min() < pd.Timestamp(at, unit='ms', tz='UTC') <= candles.open_time.max(): raise CandleError(f'--start {iso(at)} is outside the candles, which reach from {candles.open_time.min():%Y-%m-%dT%H:%MZ} to {candles.open_time.max():%Y-%m-%dT%H:%MZ}')
     m = Market(candles, read_candles(minutes) if minutes else None, paid, seed)
     b = s.sandbox
-    serve(m, port=port, start_ms=at, speed=None if manual else speed, key=b.key, secret=b.secret, equity=b.equity, half_spread_bps=b.slippage_bps)
+    try: serve(m, port=port, start_ms=at, speed=None if manual else speed, key=b.key, secret=b.secret, equity=b.equity, half_spread_bps=b.slippage_bps)
+    except OSError as e: raise conf.SettingsError(str(e)) from None
 
 # %% ../../nbs/cli/03_cli.ipynb #2271b565
 def _scheduler(home:Path): # (Scheduler, now)
@@ -154,12 +158,14 @@ def train(slot:SlotOption='', home:HomeOption=HOME, as_json:JsonOption=False):
     if not last: raise conf.SettingsError(f'{home} holds no candles; run `quantlib run ingest --slot …` first')
     run('retrain', slot or iso(max(last.values()) + HOUR), home, as_json)
 
-# %% ../../nbs/cli/03_cli.ipynb #264cdbd5
+# %% ../../nbs/cli/03_cli.ipynb #46056e81
 @app.command()
 def data(file:Annotated[str, typer.Option('--import', help='Parquet of candles to add')]='', archive:Annotated[str, typer.Option(help='Zip of the bulk archive to add')]='', home:HomeOption=HOME, as_json:JsonOption=False):
     "What the candle store holds; add a file to it"
     from quantlib.data import candles, history
-    store = candles.CandleStore(conf.Home(home).candles)
+    h = conf.Home(home)
+    if file or archive: h.make()
+    store = candles.CandleStore(h.candles)
     if file: store.append(history.read_candles(file))
     if archive: store.append(history.load_archive(archive))
     last = store.last()
@@ -207,14 +213,14 @@ def signal(symbol:str, home:HomeOption=HOME, as_json:JsonOption=False):
     snapshot = decide.Snapshot.take(r.store, r.slot, s.universe.symbols, s.universe.snapshot_bars, {}, {})
     say(decide.ask(symbol, snapshot, r.served, s), as_json, symbol)
 
-# %% ../../nbs/cli/03_cli.ipynb #1e5dee70
+# %% ../../nbs/cli/03_cli.ipynb #4d6d5748
 @app.command()
 def kill(level:Annotated[str, typer.Option(help='halt: open nothing; flatten: close everything')]='halt', reason:str='by hand', clear:Annotated[bool, typer.Option('--clear', help='Lift it; needs --reason')]=False, home:HomeOption=HOME, as_json:JsonOption=False):
     "Stop opening positions, or close them all"
     h = conf.Home(home)
     if level not in ('halt', 'flatten'): raise conf.SettingsError(f'--level {level} is not halt or flatten')
     if clear and reason == 'by hand': raise conf.SettingsError('--clear needs a --reason; it is kept in the journal')
-    h.path.mkdir(parents=True, exist_ok=True)
+    h.make()
     if clear: _lift(h, reason)
     else:
         tmp = h.path/'KILL.tmp'; tmp.write_text(json.dumps({'level': level, 'why': reason})); os.replace(tmp, h.kill)
@@ -228,7 +234,7 @@ def _lift(h, reason):
         _, _, j = opened(h.path); b = Breakers(j)
         for scope in b.active(): b.clear(scope, reason, latest(j))
 
-# %% ../../nbs/cli/03_cli.ipynb #e1521671
+# %% ../../nbs/cli/03_cli.ipynb #c0a13691
 @app.command(hidden=True)
 def scheduler(home:HomeOption=HOME):
     "The scheduler process of `up`"
@@ -239,10 +245,21 @@ def scheduler(home:HomeOption=HOME):
     from quantlib.schedule.scheduler import Scheduler
     h, s, j = opened(home)
     clock = connect(s)
-    run = Scheduler(s, h, j, since=floor(clock.sync(), HOUR))
+    run = Scheduler(s, h, j, since=clock.sync())
     with warm_kernels(h.path):
         if not Registry(h.models).champion(): list(prepare(run, clock.sync()))
         while True: run.tick(clock.sync()); time.sleep(1)
+
+# %% ../../nbs/cli/03_cli.ipynb #4ae951c0
+def status(journal) -> str:
+    "How the fund stands, in one line"
+    import sqlalchemy as sa
+    from quantlib.journal import schema
+    e = journal.one(sa.select(schema.equity).order_by(schema.equity.c.at.desc()))
+    run = journal.one(sa.select(schema.runs.c['id', 'state']).order_by(schema.runs.c.claimed_at.desc()))
+    alert = journal.one(sa.select(schema.alerts).order_by(schema.alerts.c.seq.desc()))
+    facts = [f'{iso(floor(e["at"], MINUTE))}  {e["positions"]} open · {e["equity"]:,.2f} USDT' if e else 'waiting for the gateway', run and f'{run["id"]} {run["state"]}', alert and f'{alert["level"]}: {alert["message"][:80]}']
+    return ' · '.join(x for x in facts if x)
 
 def _parts(h, s):
     "The processes of `up`, in the order in which they start"
@@ -251,7 +268,7 @@ def _parts(h, s):
     return [Part('gateway', lambda: spawn('gateway', ['quantlib.execution.gateway', '--home', str(h.path)], h, env)),
             Part('scheduler', lambda: spawn('scheduler', ['quantlib.cli.cli', 'scheduler', '--home', str(h.path)], h))]
 
-# %% ../../nbs/cli/03_cli.ipynb #418ceddb
+# %% ../../nbs/cli/03_cli.ipynb #4a41d298
 @app.command()
 def up(home:HomeOption=HOME, seconds:Annotated[float, typer.Option(help='Stop after this long; 0 runs until Ctrl-C')]=0):
     "Run everything continuously: exchange (paper mode), gateway, scheduler"
@@ -259,26 +276,29 @@ def up(home:HomeOption=HOME, seconds:Annotated[float, typer.Option(help='Stop af
     from quantlib.journal.store import Journal
     h, s = conf.Home(home), conf.load()
     if s.suite.mode != 'paper': raise conf.SettingsError(f'[suite] mode = {s.suite.mode} is not wired into `up` yet; set paper')
+    held = conf.hold(h)
+    if old := steps.archive(h): console().print(f'a new paper account begins; the last one is in {old}')
     exchange, url = processes.sandbox(h, '--port', s.sandbox.port, '--seed', s.suite.seed)
-    conf.save(steps.with_url(s, url), h); Journal(h.journal).close()
-    watch, until = processes.Supervisor(_parts(h, s)), time.monotonic() + seconds
+    conf.save(steps.with_url(s, url), h)
+    journal, watch, until, told = Journal(h.journal), processes.Supervisor(_parts(h, s)), time.monotonic() + seconds, 0.0
     console().print(f'sandbox {url} · home {h.path} · Ctrl-C stops')
     try:
         while not seconds or time.monotonic() < until:
-            if exchange.poll() is not None: raise processes.PartFailed(f'the sandbox ended: {processes.log_tail(h, "sandbox")}')
+            if exchange.poll() is not None: raise processes.PartFailed(f'the sandbox ended, and with it the paper account; start `quantlib up` again. {processes.log_tail(h, "sandbox")}')
             for name in watch.watch(time.monotonic()): console().print(f'{name} started')
+            if time.monotonic() - told > 60: told = time.monotonic(); console().print(status(journal))
             time.sleep(0.5)
     except KeyboardInterrupt: console().print('stopping')
-    finally: watch.stop(); processes.end(exchange)
+    finally: watch.stop(); processes.end(exchange); held.close()
 
-# %% ../../nbs/cli/03_cli.ipynb #f28164dc
+# %% ../../nbs/cli/03_cli.ipynb #a210c87d
 def checks(home:Path) -> dict: # Name → (fine, what was found)
     "Everything worth knowing before the suite is started"
     import importlib.metadata as m, tempfile
     from quantlib.schedule import jobs
     names = ('numpy', 'pandas', 'xgboost', 'lightgbm', 'torch', 'TA-Lib', 'deltalake', 'SQLAlchemy', 'papermill', 'python-binance', 'vectorbt')
     found = {n: next((d.version for d in m.distributions(name=n)), None) for n in names}
-    h = conf.Home(home); h.path.mkdir(parents=True, exist_ok=True)
+    h = conf.Home(home).make()
     with tempfile.NamedTemporaryFile(dir=h.path): pass
     kernels = [e.name for e in m.entry_points(group='jupyter_client.kernel_provisioners')]
     missing = [j.notebook for j in jobs.JOBS.values() if not (jobs.notebooks()/j.notebook).exists()]

@@ -102,24 +102,24 @@ def prepare(scheduler, now:int):
         if r.state != 'done': raise RuntimeError(f'{job} of {iso(slot)} {r.state}: {r.error}')
         yield job, r
 
-# %% ../../nbs/cli/02_demo.ipynb #2950a4b7
-def setup(home:conf.Home, overrides:dict, replay=None, start=None, hours=48, funding=None): # (settings, start, symbols left out)
+# %% ../../nbs/cli/02_demo.ipynb #1da0d10f
+def setup(home:conf.Home, overrides:dict, replay=None, start=None, hours=48, funding=None): # (settings, start, symbols left out, lock)
     "Archive, read the market, save the settings of this run"
     s = conf.load(overrides=overrides)
     candles, rates, at = recorded_market(replay, s, start, hours, funding) if replay else synthetic_market(s, hours)
     names = whole(candles, at, at + hours*HOUR)
-    left = sorted(set(s.universe.symbols) - set(names))
-    archive(home); home.path.mkdir(parents=True, exist_ok=True)
+    left, lock = sorted(set(s.universe.symbols) - set(names)), conf.hold(home)
+    archive(home)
     candles[candles.symbol.isin(names)].to_parquet(home.path/'market.parquet', index=False)
     if rates is not None: rates.to_parquet(home.path/'funding.parquet', index=False)
     jobs = {'ingest': 60, 'trade': 60, 'retrain': 1440, 'report': 0, 'audit': 0} | overrides.get('jobs', {})
-    return conf.load(overrides=overrides | {'suite': overrides.get('suite', {}) | {'mode': 'paper'}, 'universe': overrides.get('universe', {}) | {'symbols': names}, 'jobs': jobs}), at, left
+    return conf.load(overrides=overrides | {'suite': overrides.get('suite', {}) | {'mode': 'paper'}, 'universe': overrides.get('universe', {}) | {'symbols': names}, 'jobs': jobs}), at, left, lock
 
 def with_url(s:conf.Settings, url:str) -> conf.Settings:
     "The settings, pointed at a sandbox"
     return s.model_copy(update={'execution': s.execution.model_copy(update={'url': url})})
 
-# %% ../../nbs/cli/02_demo.ipynb #5ce60a20
+# %% ../../nbs/cli/02_demo.ipynb #a7c7620c
 def demo(
     home:conf.Home,
     overrides:dict|None=None, # Settings laid over the file
@@ -132,7 +132,7 @@ def demo(
     from quantlib.schedule.kernels import warm_kernels
     clock, took = time.perf_counter, {}
     t = clock(); on('phase', text='the market and the exchange')
-    s, at, left = setup(home, overrides or {}, replay, start, hours, funding)
+    s, at, left, held = setup(home, overrides or {}, replay, start, hours, funding)
     extra = [('--minutes', minutes), ('--funding', home.path/'funding.parquet' if (home.path/'funding.parquet').exists() else None)]
     options = ['--replay', home.path/'market.parquet', '--start', iso(at), '--manual', '--port', 0, '--seed', s.suite.seed, *[x for k, v in extra if v for x in (k, v)]]
     child, url = processes.sandbox(home, *options)
@@ -140,7 +140,7 @@ def demo(
     took['start'] = clock() - t
     try:
         with warm_kernels(home.path): return _walk(home, s, url, at, hours, left, took, on)
-    finally: processes.end(child)
+    finally: processes.end(child); held.close()
 
 # %% ../../nbs/cli/02_demo.ipynb #2dc04298
 def _walk(home, s, url, at, hours, left, took, on):

@@ -7,14 +7,14 @@ type and a value above its compiled ceiling are refused with a `SettingsError` t
 
 # %% auto #0
 __all__ = ['Names', 'Weights', 'SettingsError', 'Section', 'Suite', 'Universe', 'Models', 'Strategy', 'Risk', 'Exits',
-           'Execution', 'Sandbox', 'Jobs', 'Settings', 'parse', 'find', 'load', 'Home', 'save', 'of_home']
+           'Execution', 'Sandbox', 'Jobs', 'Settings', 'parse', 'find', 'load', 'Home', 'hold', 'save', 'of_home']
 
-# %% ../../nbs/core/04_settings.ipynb #79087116
+# %% ../../nbs/core/04_settings.ipynb #52feea05
 from configparser import ConfigParser
 from configparser import Error as IniError
 from pathlib import Path
 from typing import Annotated, Literal
-import os
+import fcntl, json, os, re
 
 # %% ../../nbs/core/04_settings.ipynb #fa03d939
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -144,7 +144,7 @@ class Settings(Section):
         "Names these settings, all sections but the sandbox, which decides nothing and holds a secret"
         return digest(self.model_dump(exclude={'sandbox'}))
 
-# %% ../../nbs/core/04_settings.ipynb #50235bbc
+# %% ../../nbs/core/04_settings.ipynb #95dd145e
 def _range(section, key):
     "The allowed range of a key, in words"
     field = Settings.model_fields[section].annotation.model_fields.get(key)
@@ -157,7 +157,9 @@ def _range(section, key):
 
 def _refuse(source, e):
     "Turn pydantic's first complaint into one sentence"
-    err = e.errors()[0]; section, key = str(err['loc'][0]), str(err['loc'][1]) if len(err['loc']) > 1 else ''
+    err = min(e.errors(), key=lambda x: x['type'] != 'extra_forbidden')  # a typo explains what seems to be missing
+    loc = [str(x) for x in err['loc']] + ['', '']; section, key = loc[:2]
+    if section not in Settings.model_fields and err['type'] != 'extra_forbidden': return f'{source} is not a file of settings: {err["msg"].lower()}; restore it'
     if err['type'] == 'extra_forbidden' and not key: return f'{source} [{section}] is not a section; use {", ".join(Settings.model_fields)}'
     if err['type'] == 'extra_forbidden':
         known = ', '.join(Settings.model_fields[section].annotation.model_fields)
@@ -165,7 +167,7 @@ def _refuse(source, e):
     if err['type'] == 'missing': return f'{source} [{section}] {key} is missing; add it'.replace('  ', ' ')
     return f'{source} [{section}] {key} = {err["input"]} is refused: {err["msg"].lower()}; set {_range(section, key)}'
 
-# %% ../../nbs/core/04_settings.ipynb #a65e8a82
+# %% ../../nbs/core/04_settings.ipynb #89e6d549
 def parse(
     raw:dict, # Section → key → text or value
     source:str='settings', # Named in errors
@@ -175,17 +177,23 @@ def parse(
     except ValidationError as e: raise SettingsError(_refuse(source, e)) from None
     missing = set(s.models.members) - set(s.models.weights)
     if missing: raise SettingsError(f'{source} [models] weights has no weight for {", ".join(sorted(missing))}; add one')
+    names = s.universe.symbols
+    odd = [n for n in names if not re.fullmatch(r'[A-Z0-9]{2,20}USDT', n)] + sorted({n for n in names if names.count(n) > 1})
+    if odd or not names: raise SettingsError(f'{source} [universe] symbols = {", ".join(odd) or "nothing"} is refused; list contracts once each, as BTCUSDT')
     for lo, hi in (('stop_min', 'stop_max'), ('take_min', 'take_max')):
         a, b = getattr(s.exits, lo), getattr(s.exits, hi)
         if a > b: raise SettingsError(f'{source} [exits] {lo} = {a} is above {hi} = {b}; set {lo} ≤ {hi}')
     return s
 
-# %% ../../nbs/core/04_settings.ipynb #649d9968
+# %% ../../nbs/core/04_settings.ipynb #cde6c915
 def find() -> Path: # The settings file in force
     "The first of `$QUANTLIB_SETTINGS`, `./settings.ini` and the project's own"
     project = Path(__file__).resolve().parents[2] if '__file__' in globals() else Path.cwd()
-    for p in (os.environ.get('QUANTLIB_SETTINGS'), Path.cwd()/'settings.ini', project/'settings.ini'):
-        if p and Path(p).is_file(): return Path(p)
+    if named := os.environ.get('QUANTLIB_SETTINGS'):
+        if Path(named).is_file(): return Path(named)
+        raise SettingsError(f'QUANTLIB_SETTINGS names {named}, which is not a file; correct it or unset it')
+    for p in (Path.cwd()/'settings.ini', project/'settings.ini'):
+        if p.is_file(): return p
     raise SettingsError('no settings.ini here or beside the package; copy the one of the project, or name one in QUANTLIB_SETTINGS')
 
 def load(
@@ -201,7 +209,7 @@ def load(
     for section, values in (overrides or {}).items(): raw[section] = raw.get(section, {}) | values
     return parse(raw, path.name)
 
-# %% ../../nbs/core/04_settings.ipynb #90dfe444
+# %% ../../nbs/core/04_settings.ipynb #9343260f
 class Home:
     "The folder that holds all state of a run"
     def __init__(self, path:str|Path='.quantlib'):
@@ -217,14 +225,30 @@ class Home:
     kill = property(lambda self: self.path/'KILL', doc='The kill switch: while this file exists nothing is opened')
     def __repr__(self): return f'Home({str(self.path)!r})'
 
-# %% ../../nbs/core/04_settings.ipynb #51a8e04d
+    def make(self):
+        "Create the folder, or say why it cannot be one"
+        try: self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise SettingsError(f'{self.path} cannot be a home ({e.strerror.lower()}); pass another --home') from None
+        return self
+
+# %% ../../nbs/core/04_settings.ipynb #3407ff56
+def hold(
+    home:Home,
+    part:str='run', # What is held: a `run` (demo or up) or the `gateway`
+): # Keep it: the lock lives as long as this object
+    "The right to run `part` in a home, which only one process has at a time"
+    f = (home.make().path/f'{part}.lock').open('a')
+    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: f.close(); raise SettingsError(f'another {part} is using {home.path}; stop it first, or pass another --home') from None
+    return f
+
+# %% ../../nbs/core/04_settings.ipynb #3d8d6dab
 def save(
     settings:Settings,
     home:Home,
 ) -> Path: # `home/settings.json`
     "Write the settings in force into the home, for the processes of a run"
-    home.path.mkdir(parents=True, exist_ok=True)
-    p, tmp = home.path/'settings.json', home.path/'settings.json.tmp'
+    p, tmp = home.make().path/'settings.json', home.path/'settings.json.tmp'
     tmp.write_text(settings.model_dump_json(indent=1)); os.replace(tmp, p); p.chmod(0o600)
     return p
 
@@ -234,5 +258,6 @@ def of_home(
     "The settings in force for a home"
     p = home.path/'settings.json'
     if not p.exists(): return load()
-    try: return Settings.model_validate_json(p.read_text())
-    except ValidationError as e: raise SettingsError(_refuse(str(p), e)) from None
+    try: raw = json.loads(p.read_text())
+    except ValueError as e: raise SettingsError(f'{p} is not JSON ({e}); start the run again, it writes a new one') from None
+    return parse(raw, str(p))

@@ -31,7 +31,7 @@ def _on_connect(dbapi, record):
     c.close()
     if got not in (('wal', 2, 1), ('memory', 2, 1)): raise JournalError(f'SQLite runs with {got}, not WAL, FULL, foreign keys on; is the journal on a network drive?')
 
-# %% ../../nbs/journal/02_store.ipynb #5afa5515
+# %% ../../nbs/journal/02_store.ipynb #a5985a9e
 class Journal:
     "The database of a home"
     def __init__(self,
@@ -39,10 +39,14 @@ class Journal:
     ):
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == 'sqlite'
-        if self.sqlite and self.url.database: Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         self.engine = sa.create_engine(self.url)
         if self.sqlite: sa.event.listen(self.engine, 'connect', _on_connect)
-        with self.write() as c: schema.meta.create_all(c)
+        try:
+            if self.sqlite and self.url.database: Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            with self.write() as c: schema.meta.create_all(c)
+        except (OSError, sa.exc.DatabaseError) as e:
+            why = getattr(e, 'orig', None) or e
+            raise JournalError(f'{self.url.database} cannot be used as a journal ({why}); move it aside to begin anew, or restore a copy') from None
 
     def __repr__(self): return f'Journal({self.url.render_as_string(hide_password=True)!r})'
     def close(self): self.engine.dispose()

@@ -198,7 +198,7 @@ def measure(self:Scribe, c, slot, minute):
     gross = sum(mark[s]*float(h['qty']) for s, h in self.held.items())
     upsert(c, schema.equity, dict(at=slot + minute*MINUTE), dict(wallet=self.wallet, unrealized=open_, equity=self.wallet + open_, gross=gross, positions=len(self.held), day_open=14_000.))
 
-# %% ../../nbs/learning/00_sample.ipynb #19170315
+# %% ../../nbs/learning/00_sample.ipynb #819f2932
 def sample(
     url:str, # Of a new journal, e.g. `sqlite:////tmp/day/journal.db`
     hours:int=24, # Slots to decide
@@ -216,7 +216,7 @@ def sample(
         scribe.hour(slot)
     end = start + hours*HOUR
     with scribe.journal.write() as c:
-        for p in ('gateway', 'consumer', 'guard'): upsert(c, schema.pulses, dict(part=p), dict(at=end, count=hours*60, detail=dict(differences=0) if p == 'gateway' else {}))
+        for p in ('gateway', 'consumer', 'guard'): upsert(c, schema.pulses, dict(part=p), dict(at=end, count=hours*60, detail=dict(differences=[]) if p == 'gateway' else {}))
     return scribe.journal
 
 # %% ../../nbs/learning/00_sample.ipynb #6ed9ff14

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import html
 import pandas as pd
 
-# %% ../../nbs/ops/02_audit.ipynb #d11a8ce5
+# %% ../../nbs/ops/02_audit.ipynb #3a59a9d3
 from ..core.clock import iso
 from ..core.ids import canonical
 from ..core.settings import Home, Settings
@@ -22,7 +22,7 @@ from ..core.types import Shown
 from ..data.candles import CandleStore
 from ..journal.store import Journal
 from ..models.registry import ModelRefused, Registry
-from .wires import WIRES, Facts
+from .wires import WIRES, Facts, Finding
 
 # %% ../../nbs/ops/02_audit.ipynb #fa55c288
 @dataclass(frozen=True)
@@ -54,11 +54,16 @@ class Audit:
 
     def __getitem__(self, wire:str) -> Row: return next(r for r in self.rows if r.wire == wire)
 
-# %% ../../nbs/ops/02_audit.ipynb #2d5853ae
+# %% ../../nbs/ops/02_audit.ipynb #2c40e385
 def _pointer(home):
-    "What the registry points to; unreadable is nothing, since a cycle then records the refusal"
+    "What the registry points to; the refusal itself where it cannot be read"
     try: return Registry(home.models).champion() if home.models.is_dir() else None
-    except ModelRefused: return None
+    except ModelRefused as e: return e
+
+def _judged(judge, f):
+    "The finding of a wire; a row that makes no sense is a finding too"
+    try: return judge(f)
+    except Exception as e: return Finding('red', f'cannot be judged: {type(e).__name__}: {e}')
 
 def audit(
     home:Home, # Where candles and models are
@@ -69,7 +74,7 @@ def audit(
 ) -> Audit:
     "Judge every wire"
     f = Facts(journal, settings, now, hours, CandleStore(home.candles).last(), _pointer(home))
-    found = {name: (designed, judge(f)) for name, (designed, judge) in WIRES.items()}
+    found = {name: (designed, _judged(judge, f)) for name, (designed, judge) in WIRES.items()}
     return Audit(now, hours, tuple(Row(name, designed, x.ran, x.evidence, x.verdict) for name, (designed, x) in found.items()))
 
 # %% ../../nbs/ops/02_audit.ipynb #d9d675f5

@@ -57,7 +57,7 @@ def wire(
     def put(f): WIRES[name] = designed, f; return f
     return put
 
-# %% ../../nbs/ops/01_wires.ipynb #d59de808
+# %% ../../nbs/ops/01_wires.ipynb #51e30952
 class Facts:
     "The journal since `since`, as the wires read it"
     def __init__(self,
@@ -66,9 +66,10 @@ class Facts:
         now:int, # ms UTC on the exchange's clock
         hours:int=48, # How far back to look
         last:dict|None=None, # Symbol → open time of the newest stored candle; None if the store was not read
-        pointer:dict|None=None, # Kind → digest in the registry's pointer; None if it was not read
+        pointer:dict|Exception|None=None, # Kind → digest in the registry's pointer, or why it cannot be read; None without a registry
     ):
-        self.journal, self.settings, self.now, self.since, self.last, self.pointer = journal, settings, now, now - hours*HOUR, last, pointer
+        self.journal, self.settings, self.now, self.since, self.last, self.pointer = journal, settings, now, now - hours*HOUR, last, pointer if isinstance(pointer, dict) else None
+        self.unreadable = pointer if isinstance(pointer, Exception) else None
 
 # %% ../../nbs/ops/01_wires.ipynb #e8129dd4
 @patch
@@ -172,11 +173,12 @@ def forgotten(self:Facts) -> list: # Sentences
     newest = {p['kind']: p['digest'] for p in self.promotions}
     return out + [f'the registry points to {kind} {self.pointer.get(kind)}, the journal promoted {d}' for kind, d in newest.items() if self.pointer is not None and self.pointer.get(kind) != d]
 
-# %% ../../nbs/ops/01_wires.ipynb #8dbc2946
+# %% ../../nbs/ops/01_wires.ipynb #a44ad649
 @wire('served', 'a promoted model votes from the next cycle on, or its refusal is on record')
 def served(f:Facts) -> Finding:
     "Registry champion → served model"
     faults, used, refused = f.forgotten(), Counter(), Counter()
+    if f.unreadable: faults.append(f'the champions cannot be read: {f.unreadable}')
     for c in f.cycles:
         for kind in f.settings.models.members:
             got, due = c['models'].get(kind), f.due(kind, c['at'])
@@ -398,7 +400,7 @@ def runs(f:Facts) -> Finding:
     return found(', '.join(f'{job} {n}' for job, n in sorted(done.items())), faults, '' if f.runs else 'no job has run', done=dict(done), bad=dict(Counter(bad.values())),
                  skipped=sum('skipped' in s for s in slots.values()))
 
-# %% ../../nbs/ops/01_wires.ipynb #ab66089a
+# %% ../../nbs/ops/01_wires.ipynb #02d54e3e
 @wire('agreement', "the journal's positions and orders are the exchange's")
 def agreement(f:Facts) -> Finding:
     "Journal ↔ exchange"
@@ -406,5 +408,5 @@ def agreement(f:Facts) -> Finding:
     n = (p['detail'] or {}).get('differences') if p else None
     if n is None: return found('', idle='the gateway has not compared its journal with the exchange')
     foreign = [a['message'] for a in f.alerts if a['code'] == Reason.FOREIGN.value]
-    faults = [f'{n} contracts have a quantity that the journal cannot explain', *foreign] if n else []
+    faults = [f'{", ".join(n)}: a quantity that the journal cannot explain', *foreign] if n else []
     return found(f'no difference {age(ms)} ago', faults, f'last compared {age(ms)} ago' if ms > f.quiet else '', compared_ms_ago=ms, differences=n, foreign=foreign[:5])

@@ -28,7 +28,7 @@ class World(Shown):
     killed: bool = False          # The kill switch
     peers: dict = field(default_factory=dict)    # Symbol → symbols that move with it
 
-# %% ../../nbs/risk/03_limits.ipynb #4cb070aa
+# %% ../../nbs/risk/03_limits.ipynb #6ee3b00a
 def _positive(*xs):
     "Whether all of `xs` are finite and above zero"
     return all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in xs)
@@ -37,13 +37,16 @@ def numbers(
     intent:Intent, # What is asked for
     book:Book, # Account and positions
     world:World, # For the least notional
+    exits, # Settings, for the ranges of stop and target
 ) -> list: # `BAD_NUMBER` or nothing
     "Refuse an entry that rests on a missing, infinite or impossible number"
     asked = (intent.notional_usdt, intent.price, intent.confidence, intent.stop_frac, intent.take_frac, book.equity, book.day_open)
     least = (world.min_notional.get(intent.symbol, math.nan),) if intent.symbol in world.tradable else ()
     held = all(math.isfinite(p.notional) and math.isfinite(p.stop_frac) and 0 <= p.stop_frac < 1 for p in book.positions.values())
     ok = _positive(*asked, *least) and held and all(math.isfinite(x) for x in book.pending.values()) and intent.side != Side.HOLD
-    return [] if ok and max(intent.stop_frac, intent.take_frac, intent.confidence) < 1 else [Reason.BAD_NUMBER]
+    within = lambda x, lo, hi: lo*(1 - 1e-9) <= x <= hi*(1 + 1e-9)
+    ok = ok and intent.confidence < 1 and within(intent.stop_frac, exits.stop_min, exits.stop_max) and within(intent.take_frac, exits.take_min, exits.take_max)
+    return [] if ok else [Reason.BAD_NUMBER]
 
 # %% ../../nbs/risk/03_limits.ipynb #7296a4a7
 def switches(
@@ -120,7 +123,7 @@ def closing(
     worth = abs(p.notional) if math.isfinite(p.notional) else 0.
     return Verdict(intent.id, 'approved', worth, (Reason.OK,), now)
 
-# %% ../../nbs/risk/03_limits.ipynb #d092727a
+# %% ../../nbs/risk/03_limits.ipynb #77ea35e2
 def gate(
     intent:Intent, # What is asked for
     book:Book, # Account and positions
@@ -131,7 +134,7 @@ def gate(
     "The risk gate's answer to an intent"
     if intent.action == 'close': return closing(intent, book, now)
     if intent.action != 'open': raise ValueError(f'intent {intent.id} has action {intent.action!r}; an intent opens or closes')
-    against = [*switches(intent, book, world, settings), *moment(intent, book, world, settings, now), *standing(intent, book, settings), *numbers(intent, book, world)]
+    against = [*switches(intent, book, world, settings), *moment(intent, book, world, settings, now), *standing(intent, book, settings), *numbers(intent, book, world, settings.exits)]
     if Reason.BAD_NUMBER in against: return Verdict(intent.id, 'rejected', 0., tuple(against), now)
     usdt, cut, small = amount(intent, book, world, settings)
     if against or small: return Verdict(intent.id, 'rejected', 0., (*against, *cut, *small), now)

@@ -9,12 +9,13 @@
 __all__ = ['CODES', 'OPEN', 'CONDITIONAL', 'Refused', 'Params', 'check_client', 'decimals', 'check_price', 'check_qty',
            'check_notional', 'check_band', 'Order', 'Algo', 'quote', 'fill_price', 'rests_at', 'touches', 'trail']
 
-# %% ../../nbs/sandbox/02_book.ipynb #b51ac545
+# %% ../../nbs/sandbox/02_book.ipynb #987117da
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fastcore.basics import patch
-from .contracts import Contract, down, text, up
+from ..core.decimals import down, up
+from .contracts import Contract, text
 
 # %% ../../nbs/sandbox/02_book.ipynb #f822bbfa
 CODES = {

@@ -21,11 +21,13 @@ from .contracts import ORDER_TYPES, TIME_IN_FORCE, text
 from .faults import Faults
 from .market import STEP, Market
 
-# %% ../../nbs/sandbox/05_exchange.ipynb #435eaee6
+# %% ../../nbs/sandbox/05_exchange.ipynb #f7c9c62f
 TAKER, MAKER = Decimal('0.0005'), Decimal('0.0002')
 
 class Exchange:
     "A simulated exchange with one account"
+    ROUTES = {} # (method, path) -> `rest.Route`; the API's modules fill it
+
     def __init__(self,
         market:Market,
         start_ms:int, # The clock's first instant; bars before it are history

@@ -86,7 +86,7 @@ def _tell(journal, c, cycle, result, gone, at, run):
 # %% ../../nbs/strategy/05_record.ipynb #7f4d392a
 STREAM = 'trade.intent'  # the stream of the bus that the gateway reads
 
-# %% ../../nbs/strategy/05_record.ipynb #f7dd12c1
+# %% ../../nbs/strategy/05_record.ipynb #ce883e9c
 def publish(
     journal:Journal,
     run:str, # Id of the run that decided
@@ -104,8 +104,8 @@ def publish(
     with journal.write() as c:
         if c.scalar(sa.select(schema.cycles.c.id).where(schema.cycles.c.id == cycle)): return cycle
         c.execute(schema.cycles.insert().values(**row))
-        c.execute(schema.signals.insert(), [signal_row(cycle, s) for s in result.signals])
-        c.execute(schema.decisions.insert(), [decision_row(cycle, d) for d in result.decisions])
+        if result.signals: c.execute(schema.signals.insert(), [signal_row(cycle, s) for s in result.signals])
+        if result.decisions: c.execute(schema.decisions.insert(), [decision_row(cycle, d) for d in result.decisions])
         c.execute(schema.policy.insert().values(cycle_id=cycle, weights=result.policy_after, returns=result.playbook_returns))
         for i in result.intents:
             journal.add(c, schema.intents, intent_row(cycle, i))

@@ -10,7 +10,8 @@ from quantlib.core.settings import Home, parse
 from quantlib.core.types import Reason
 from quantlib.data.synthetic import market as synthetic
 from quantlib.execution.client import connect
-from quantlib.execution.gateway import Gateway, GatewayRefused, lock
+from quantlib.core.settings import hold
+from quantlib.execution.gateway import Gateway, GatewayRefused
 from quantlib.execution.orders import State
 from quantlib.execution.reconcile import differences, read
 from quantlib.execution.rehearsal import START, Stage, wish
@@ -121,7 +122,7 @@ def test_a_refused_stop_closes_the_position_in_time(play, code, status):
     play.fault(ALGO, 'instead', {'http': [status, {'code': code, 'msg': 'Order type not supported for this endpoint.'}]}, count=99)
     i = play.wish(); play.step()
     assert not play.venue.account.held()
-    play.step(1, ms=MINUTE)
+    for _ in range(3): play.step(1, ms=MINUTE)
     (out,) = play.journal.rows(schema.outcomes)
     assert out['intent_id'] == i.id and out['reason'] == Reason.NAKED_DEADLINE and out['closed_at'] - out['opened_at'] <= 10_000
     assert any(a['code'] == Reason.PROTECT and a['level'] == 'critical' for a in play.journal.rows(schema.alerts))
@@ -368,9 +369,9 @@ def test_positions_live_through_hours_and_every_outcome_adds_up(play):
 
 
 def test_only_one_gateway_per_home(tmp_path):
-    held = lock(Home(tmp_path))
-    with pytest.raises(GatewayRefused, match='another gateway'): lock(Home(tmp_path))
-    held.close(); lock(Home(tmp_path)).close()
+    held = hold(Home(tmp_path), 'gateway')
+    with pytest.raises(ValueError, match='another gateway'): hold(Home(tmp_path), 'gateway')
+    held.close(); hold(Home(tmp_path), 'gateway').close()
 
 
 def test_the_gateway_imports_light():

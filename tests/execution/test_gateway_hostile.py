@@ -259,7 +259,9 @@ def test_a_message_that_cannot_be_acted_on_is_put_aside_and_the_next_one_served(
 
 
 def test_what_goes_together_with_its_position_is_no_orphan(stage):
-    g = begin(stage); stage.wish('ETHUSDT', 'BUY', 900., stop=1e-6); g.step()
-    minutes(stage, g, 20)
+    g = begin(stage); stage.wish('ETHUSDT', 'BUY', 900., stop=0.01); g.step()
+    for _ in range(60):
+        minutes(stage, g, 20)
+        if stage.journal.rows(schema.outcomes): break
     assert stage.journal.rows(schema.outcomes) and not stage.venue.waiting.get('ETHUSDT')
     assert not [a for a in stage.journal.rows(schema.alerts) if 'orphan' in a['message'] or a['code'] == Reason.ORPHAN]

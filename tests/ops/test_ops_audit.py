@@ -242,7 +242,7 @@ def test_a_repeat_by_hand_heals_a_run(day):
 
 
 def test_difference_with_the_exchange(day):
-    sql(day, S.pulses.update().where(S.pulses.c.part == 'gateway').values(detail=dict(differences=1)))
+    sql(day, S.pulses.update().where(S.pulses.c.part == 'gateway').values(detail=dict(differences=['BTCUSDT'])))
     day[1].alert(day[3], 'critical', Reason.FOREIGN, 'BTCUSDT position: journal 0.01, exchange 0')
     a = audit(*day)
     assert a.red == ('agreement',) and 'BTCUSDT' in a['agreement'].ran
