@@ -291,20 +291,22 @@ def up(home:HomeOption=HOME, seconds:Annotated[float, typer.Option(help='Stop af
     except KeyboardInterrupt: console().print('stopping')
     finally: watch.stop(); processes.end(exchange); held.close()
 
-# %% ../../nbs/cli/03_cli.ipynb #a210c87d
+# %% ../../nbs/cli/03_cli.ipynb #c4b4442c
 def checks(home:Path) -> dict: # Name → (fine, what was found)
     "Everything worth knowing before the suite is started"
     import importlib.metadata as m, tempfile
+    from quantlib.models.registry import Registry
     from quantlib.schedule import jobs
     names = ('numpy', 'pandas', 'xgboost', 'lightgbm', 'torch', 'TA-Lib', 'deltalake', 'SQLAlchemy', 'papermill', 'python-binance', 'vectorbt')
     found = {n: next((d.version for d in m.distributions(name=n)), None) for n in names}
     h = conf.Home(home).make()
     with tempfile.NamedTemporaryFile(dir=h.path): pass
     kernels = [e.name for e in m.entry_points(group='jupyter_client.kernel_provisioners')]
+    served, refused = Registry(h.models).load_champions(conf.of_home(h).models.members) if (h.models/'champion.json').exists() else ({}, {})
     missing = [j.notebook for j in jobs.JOBS.values() if not (jobs.notebooks()/j.notebook).exists()]
     return {'python': (sys.version_info[:2] in ((3, 11), (3, 12)), sys.version.split()[0]), 'packages': (all(found.values()), found), 'settings': (True, conf.load().digest),
             'home': (os.access(h.path, os.W_OK), str(h.path)), 'warm kernels': ('quantlib-warm' in kernels, kernels), 'notebooks': (not missing, missing or str(jobs.notebooks())),
-            'kill switch': (not h.kill.exists(), h.kill.read_text() if h.kill.exists() else 'not set')}
+            'models': (not refused, refused or {k: d for k, (d, _) in served.items()} or 'none yet'), 'kill switch': (not h.kill.exists(), h.kill.read_text() if h.kill.exists() else 'not set')}
 
 @app.command()
 def doctor(home:HomeOption=HOME, as_json:JsonOption=False):

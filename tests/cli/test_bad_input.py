@@ -103,5 +103,8 @@ def test_one_notebook_by_hand_and_a_wrong_model_hash(fund, tmp_path):
     spoiled.write_bytes(spoiled.read_bytes() + b' ')
     models, missing = registry.load_champions(('xgboost', 'lightgbm'))
     assert set(models) == {'lightgbm'} and digest in missing['xgboost'] and spoiled.name in missing['xgboost']
+    d = quantlib('doctor', '--home', fund.home.path, '--json', cwd=tmp_path)
+    told = json.loads(d.stdout)
+    assert d.returncode == 1 and [k for k, v in told.items() if v.startswith('PROBLEM')] == ['models'] and spoiled.name in told['models']
     r = json.loads(quantlib('signal', 'BTCUSDT', '--home', fund.home.path, '--json', cwd=tmp_path).stdout)
     assert r['path'] == 'degraded' and 'xgboost' in r['missing'] and [v['kind'] for v in r['votes']] == ['lightgbm']
