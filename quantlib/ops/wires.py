@@ -139,7 +139,7 @@ def age(ms:int) -> str: # e.g. `42 s`, `7 min`, `3.5 h`
     "A duration in the unit that suits it"
     return f'{ms/1000:.3g} s' if ms < 2*MINUTE else f'{ms/MINUTE:.3g} min' if ms < 2*HOUR else f'{ms/HOUR:.3g} h'
 
-# %% ../../nbs/ops/01_wires.ipynb #359ff9c4
+# %% ../../nbs/ops/01_wires.ipynb #a7f1f63c
 COMPLETE = .9  # least share of the universe that must be fresh and unbroken
 
 @wire('candles', 'every cycle sees the closed candles of the universe, and the newest are fresh')
@@ -155,7 +155,8 @@ def candles(f:Facts) -> Finding:
     left_out = Counter(f'{s}: {why}' for c in f.cycles for s, why in c['snapshot']['excluded'].items())
     if not f.cycles and not f.last: return found('', idle='no candle is stored and no cycle was decided')
     newest = max((f.last or {}).values(), default=None)
-    return found(f'{len(f.cycles)} cycles on {min(seen.values(), default=0)} or more complete contracts', faults, cycles=len(f.cycles), universe=len(u),
+    ran = f'{len(f.cycles)} cycles on {min(seen.values())} or more complete contracts' if seen else f'candles of {len(f.last)} contracts stored, no cycle decided yet'
+    return found(ran, faults, cycles=len(f.cycles), universe=len(u),
                  newest=newest and iso(newest), stale=stale[:10], left_out=dict(left_out.most_common(5)))
 
 # %% ../../nbs/ops/01_wires.ipynb #9743162c
