@@ -213,7 +213,7 @@ def signal(symbol:str, home:HomeOption=HOME, as_json:JsonOption=False):
     snapshot = decide.Snapshot.take(r.store, r.slot, s.universe.symbols, s.universe.snapshot_bars, {}, {})
     say(decide.ask(symbol, snapshot, r.served, s), as_json, symbol)
 
-# %% ../../nbs/cli/03_cli.ipynb #4d6d5748
+# %% ../../nbs/cli/03_cli.ipynb #bfb883a0
 @app.command()
 def kill(level:Annotated[str, typer.Option(help='halt: open nothing; flatten: close everything')]='halt', reason:str='by hand', clear:Annotated[bool, typer.Option('--clear', help='Lift it; needs --reason')]=False, home:HomeOption=HOME, as_json:JsonOption=False):
     "Stop opening positions, or close them all"
@@ -228,24 +228,29 @@ def kill(level:Annotated[str, typer.Option(help='halt: open nothing; flatten: cl
 
 def _lift(h, reason):
     "Clear the switch and every latched breaker, on record"
+    from quantlib.core.types import Reason
     from quantlib.risk.breakers import Breakers
-    h.kill.unlink(missing_ok=True)
     if (h.path/'journal.db').exists():
         _, _, j = opened(h.path); b = Breakers(j)
         for scope in b.active(): b.clear(scope, reason, latest(j))
+        j.alert(latest(j), 'info', Reason.KILL_SWITCH, f'the kill switch and every breaker were lifted: {reason}')
+    h.kill.unlink(missing_ok=True)
 
-# %% ../../nbs/cli/03_cli.ipynb #c0a13691
+# %% ../../nbs/cli/03_cli.ipynb #659e21a1
 @app.command(hidden=True)
 def scheduler(home:HomeOption=HOME):
     "The scheduler process of `up`"
+    import sqlalchemy as sa
     from quantlib.cli.demo import prepare
     from quantlib.execution.client import connect
+    from quantlib.journal import schema
     from quantlib.models.registry import Registry
     from quantlib.schedule.kernels import warm_kernels
     from quantlib.schedule.scheduler import Scheduler
     h, s, j = opened(home)
     clock = connect(s)
-    run = Scheduler(s, h, j, since=clock.sync())
+    begun = j.scalar(sa.select(sa.func.min(schema.runs.c.slot)).where(schema.runs.c.attempt == 0))  # a restart owes the slots since then
+    run = Scheduler(s, h, j, since=clock.sync() if begun is None else begun)
     with warm_kernels(h.path):
         if not Registry(h.models).champion(): list(prepare(run, clock.sync()))
         while True: run.tick(clock.sync()); time.sleep(1)

@@ -9,16 +9,16 @@ what is due is run by papermill, the gateway makes its step. `summary` says how 
 __all__ = ['START', 'synthetic_market', 'recorded_market', 'whole', 'archive', 'advance', 'Walk', 'prepare', 'setup', 'with_url',
            'demo', 'open_positions', 'summary']
 
-# %% ../../nbs/cli/02_demo.ipynb #54aaed90
+# %% ../../nbs/cli/02_demo.ipynb #4fdd879a
 from pathlib import Path
-import json, os, shutil, time, urllib.request
+import json, shutil, time, urllib.request
 
 # %% ../../nbs/cli/02_demo.ipynb #aae8276e
 import sqlalchemy as sa
 
-# %% ../../nbs/cli/02_demo.ipynb #a532be49
+# %% ../../nbs/cli/02_demo.ipynb #3410188d
 from ..core import settings as conf
-from ..core.clock import DAY, HOUR, MINUTE, floor, iso
+from ..core.clock import HOUR, MINUTE, floor, iso
 from ..journal import schema
 from ..journal.store import Journal
 
@@ -70,12 +70,13 @@ def archive(home:conf.Home) -> Path|None: # Where it went; None if there was not
     for p in [home.path/o for o in old] + extra: shutil.move(p, to/p.name)
     return to
 
-# %% ../../nbs/cli/02_demo.ipynb #15832606
+# %% ../../nbs/cli/02_demo.ipynb #af529b54
 def advance(url:str, ms:int) -> int: # ms UTC
     "Move the clock of a sandbox"
     r = urllib.request.Request(f'{url}/_sim/clock', json.dumps({'advance_ms': ms}).encode(), {'Content-Type': 'application/json'})
     with urllib.request.urlopen(r, timeout=60) as a: return json.loads(a.read())['now']
 
+# %% ../../nbs/cli/02_demo.ipynb #43a38151
 class Walk:
     "A fund in simulated time: sandbox, scheduler and gateway, moved together"
     def __init__(self, home, settings, url, scheduler, gateway, now):
@@ -93,9 +94,9 @@ class Walk:
         self.now = self._timed('exchange', advance, self.url, MINUTE)
         return ran
 
-# %% ../../nbs/cli/02_demo.ipynb #2d8f86b0
+# %% ../../nbs/cli/02_demo.ipynb #5b741c68
 def prepare(scheduler, now:int):
-    "Fill the candle store and train, if nothing serves yet"
+    "Fill the candle store and train; (job, `RunResult`) of each, or an error that stops the demo"
     slot = floor(now, HOUR)
     for job in ('ingest', 'retrain'):
         r = scheduler.run(job, slot, now, again=True)
@@ -164,7 +165,7 @@ def _walk(home, s, url, at, hours, left, took, on):
     (home.path/'summary.json').write_text(json.dumps(out, indent=1)); journal.close()
     return out
 
-# %% ../../nbs/cli/02_demo.ipynb #fbce7aba
+# %% ../../nbs/cli/02_demo.ipynb #3615153a
 def open_positions(journal:Journal) -> list: # Dicts
     "The open positions with the stop and the target that rest at the exchange"
     p, o, i = schema.positions, schema.orders, schema.intents
@@ -173,6 +174,7 @@ def open_positions(journal:Journal) -> list: # Dicts
     return [dict(symbol=r['symbol'], qty=r['qty'], entry=r['entry'], mark=r['mark'], stop=guards.get((r['intent_id'], 'stop')), target=guards.get((r['intent_id'], 'take')))
             for r in journal.rows(sa.select(p).where(p.c.qty != '0').order_by(p.c.symbol)) if float(r['qty'])]
 
+# %% ../../nbs/cli/02_demo.ipynb #5e655d6f
 def summary(home:conf.Home, s:conf.Settings, journal:Journal, now:int) -> dict: # JSON content
     "How a run stands, from its journal"
     from quantlib.ops.audit import audit

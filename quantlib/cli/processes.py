@@ -8,9 +8,8 @@ a set of children alive until it is told to stop."""
 # %% auto #0
 __all__ = ['PartFailed', 'spawn', 'log_tail', 'read_line', 'end', 'sandbox', 'SteppedGateway', 'Part', 'Supervisor']
 
-# %% ../../nbs/cli/01_processes.ipynb #b04161e9
-from dataclasses import dataclass, field
-from pathlib import Path
+# %% ../../nbs/cli/01_processes.ipynb #e2127547
+from dataclasses import dataclass
 import ctypes, json, os, select, signal, subprocess, sys, time
 
 # %% ../../nbs/cli/01_processes.ipynb #2ed4e232
@@ -91,7 +90,7 @@ class SteppedGateway:
     def kill(self): self.child.kill(); self.child.wait()
     def close(self): self.child.stdin.close(); end(self.child)
 
-# %% ../../nbs/cli/01_processes.ipynb #1460b8a5
+# %% ../../nbs/cli/01_processes.ipynb #54a1d4e8
 @dataclass
 class Part:
     "A child that should run"
@@ -112,7 +111,7 @@ class Supervisor:
         return [p.name for p in self.parts if self._tend(p, now)]
 
     def stop(self):
-        "Stop all parts, the last started first"
+        "Stop all parts, the last of the list first"
         for p in reversed(self.parts):
             if p.child: end(p.child)
 

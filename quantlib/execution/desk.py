@@ -222,13 +222,13 @@ def forget(self:Ledger, intent_id:str):
     for o in self.of(intent_id): del self.orders[o.id]
     self.fills.pop(intent_id, None); self.intents.pop(intent_id, None)
 
-# %% ../../nbs/execution/06_desk.ipynb #61bc8fe5
+# %% ../../nbs/execution/06_desk.ipynb #c83f0e97
 class Desk:
     "The gateway's hand at the exchange"
     def __init__(self, client:Exchange, ledger:Ledger, rules:Rules, settings:Settings):
         self.client, self.ledger, self.rules, self.settings = client, ledger, rules, settings
         self.breakers = Breakers(ledger.journal)
-        self.truth, self.firing = None, set()
+        self.truth, self.firing = None, set() # the last picture; conditional orders that have triggered and not ended
         self.searches, self.errors, self.levers = {}, {}, {}
 
     @property

@@ -8,18 +8,17 @@ Run as `python -m quantlib.execution.gateway --home DIR` it steps every few seco
 # %% auto #0
 __all__ = ['GONE_MS', 'GatewayRefused', 'Gateway', 'stepped', 'forever', 'main']
 
-# %% ../../nbs/execution/08_gateway.ipynb #208636a3
+# %% ../../nbs/execution/08_gateway.ipynb #9556aa2e
 import argparse, json, signal, sys, threading
 from dataclasses import asdict
-from decimal import Decimal
 
 # %% ../../nbs/execution/08_gateway.ipynb #6bdf5ffe
 import sqlalchemy as sa
 from fastcore.basics import patch
 
-# %% ../../nbs/execution/08_gateway.ipynb #673b812b
+# %% ../../nbs/execution/08_gateway.ipynb #c6277b34
 from ..core.clock import DAY, MINUTE, floor, iso
-from ..core.ids import PREFIX, digest
+from ..core.ids import digest
 from ..core.settings import Home, Settings, hold, of_home
 from ..core.types import Book, Intent, Position, Reason, SignalPath, Verdict
 from .client import Exchange, ask, classify, connect, number

@@ -18,9 +18,9 @@ import os
 from fastcore.basics import patch
 import quantlib
 
-# %% ../../nbs/schedule/04_jobs.ipynb #da7f051d
+# %% ../../nbs/schedule/04_jobs.ipynb #fa15a12f
 from ..core import settings as conf
-from ..core.clock import HOUR, MINUTE, ServerClock, iso, parse_iso
+from ..core.clock import HOUR, ServerClock, iso, parse_iso
 from ..core.ids import digest
 from ..journal.store import Journal
 
@@ -156,7 +156,7 @@ def close(self:Run, **result):
     if 'QUANTLIB_RUN' not in os.environ: Ledger(self.journal).finish(self.id, 'done', self.clock.now(), result=record)
     self.journal.close()
 
-# %% ../../nbs/schedule/04_jobs.ipynb #ff6afd89
+# %% ../../nbs/schedule/04_jobs.ipynb #eb6dd96b
 def open_run(
     name:str, # Job
     slot:str, # Scheduled instant, ISO text
@@ -176,8 +176,6 @@ def open_run(
     return run
 
 def _by_hand(run):
-    "Claim an attempt for a person; `#0` cannot be taken by the scheduler"
+    "Claim an attempt for a person, which leaves the slot to the scheduler"
     from quantlib.schedule.ledger import Ledger
-    ledger, now = Ledger(run.journal), run.clock.now()
-    id = ledger.claim(run.job.name, run.slot, now, run.settings.jobs.timeout_s*1000, again=True)
-    return id if '#' in id else ledger.claim(run.job.name, run.slot, now, run.settings.jobs.timeout_s*1000, again=True)
+    return Ledger(run.journal).claim(run.job.name, run.slot, run.clock.now(), run.settings.jobs.timeout_s*1000, by_hand=True)

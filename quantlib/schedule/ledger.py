@@ -18,7 +18,7 @@ from ..core.types import Reason
 from ..journal.schema import runs
 from ..journal.store import Journal
 
-# %% ../../nbs/schedule/03_ledger.ipynb #fe10c1b0
+# %% ../../nbs/schedule/03_ledger.ipynb #dd8b5352
 def run_id(
     job:str,
     slot:int, # ms UTC
@@ -31,20 +31,21 @@ class Ledger:
     "The runs of a journal"
     def __init__(self, journal:Journal): self.journal = journal
 
-    def claim(self, job:str, slot:int, now:int, lease_ms:int, params:dict|None=None, again:bool=False) -> str|None: # Run id, or None if it may not run
-        "Take `slot` of `job`; `again` asks for another attempt when it was taken before"
+    def claim(self, job:str, slot:int, now:int, lease_ms:int, params:dict|None=None, again:bool=False, by_hand:bool=False) -> str|None: # Run id, or None if it may not run
+        "Take `slot` of `job`; `again` repeats a slot that was taken, `by_hand` never takes the slot itself"
         with self.journal.write() as c:
             last = c.scalar(sa.select(sa.func.max(runs.c.attempt)).where(runs.c.job == job, runs.c.slot == slot))
-            if last is not None and not again: return None
-            n = 0 if last is None else last + 1
+            mine = c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.slot == slot, runs.c.attempt == 0))
+            if mine and not (again or by_hand): return None
+            n = 0 if mine is None and not by_hand else (last or 0) + 1
             row = dict(id=run_id(job, slot, n), job=job, slot=slot, attempt=n, claimed_at=now, params=params)
-            busy = None if again else c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.state == 'running', runs.c.lease_until >= now))
+            busy = None if again or by_hand else c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.state == 'running', runs.c.lease_until >= now))
             if busy: row |= dict(state='skipped', ended_at=now, error=f'{busy} was still running')
             else: row |= dict(state='running', lease_until=now + lease_ms)
             c.execute(runs.insert().values(**row))
         return None if busy else row['id']
 
-# %% ../../nbs/schedule/03_ledger.ipynb #39448c24
+# %% ../../nbs/schedule/03_ledger.ipynb #42d0f758
 @patch
 def finish(self:Ledger, run:str, state:str, now:int, seconds:float|None=None, result:dict|None=None, error:str|None=None, notebook:str|None=None):
     "Record how a run ended: `done`, `failed`, `timeout`, `skipped`"
@@ -56,11 +57,11 @@ def finish(self:Ledger, run:str, state:str, now:int, seconds:float|None=None, re
 def missed(self:Ledger, job:str, slot:int, now:int, why:str):
     "Record a slot that will not run any more"
     with self.journal.write() as c:
-        if c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.slot == slot)): return
+        if c.scalar(sa.select(runs.c.id).where(runs.c.job == job, runs.c.slot == slot, runs.c.attempt == 0)): return
         c.execute(runs.insert().values(id=run_id(job, slot), job=job, slot=slot, attempt=0, state='missed', claimed_at=now, ended_at=now, error=why))
         self.journal.alert(now, 'warning', Reason.RUN_MISSED, f'{run_id(job, slot)} missed: {why}', cause=run_id(job, slot), run_id=run_id(job, slot), c=c)
 
-# %% ../../nbs/schedule/03_ledger.ipynb #b1818eec
+# %% ../../nbs/schedule/03_ledger.ipynb #496cd1da
 @patch
 def sweep(self:Ledger, now:int) -> list: # Ids of runs that were lost
     "Mark runs whose lease has passed as `lost`"
@@ -75,5 +76,5 @@ def sweep(self:Ledger, now:int) -> list: # Ids of runs that were lost
 
 @patch
 def last_slot(self:Ledger, job:str) -> int|None: # ms UTC
-    "The newest slot of `job` that has a row"
-    return self.journal.scalar(sa.select(sa.func.max(runs.c.slot)).where(runs.c.job == job))
+    "The newest slot of `job` that was taken or missed; attempts by hand do not count"
+    return self.journal.scalar(sa.select(sa.func.max(runs.c.slot)).where(runs.c.job == job, runs.c.attempt == 0))

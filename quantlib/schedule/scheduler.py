@@ -24,7 +24,7 @@ from ..ops.reports import to_html
 from . import jobs, runner
 from .ledger import Ledger
 
-# %% ../../nbs/schedule/06_scheduler.ipynb #2a4e0a78
+# %% ../../nbs/schedule/06_scheduler.ipynb #64a140d8
 def due(
     job:jobs.Job,
     every:int, # Minutes between slots, 0 is never
@@ -38,7 +38,7 @@ def due(
     if not every: return None, []
     step, start = every*MINUTE, job.delay_s*1000
     newest = floor(now - start, step)
-    first = max(floor(since + step - 1, step), newest - most*step, last + step if last is not None else 0)
+    first = max(floor(since + step - 1, step), newest - most*step, floor(last, step) + step if last is not None else 0)
     if newest < first: return None, []
     late = now - newest - start > grace_ms
     run = newest if job.catchup or not late else None
