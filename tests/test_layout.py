@@ -109,3 +109,8 @@ def test_scheduled_notebook_is_thin_and_declared(path):
     for c in cs:
         assert not c['outputs'] and c['execution_count'] is None
         assert not [n for n in ast.walk(ast.parse(source(c))) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While))]
+
+
+def test_readme_is_the_first_notebook():
+    from quantlib.cli.readme import readme
+    assert (ROOT/'README.md').read_text() == readme(ROOT/'nbs'/'index.ipynb'), 'run python -m quantlib.cli.readme'
