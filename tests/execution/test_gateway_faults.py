@@ -122,7 +122,7 @@ def test_a_refused_stop_closes_the_position_in_time(play, code, status):
     play.fault(ALGO, 'instead', {'http': [status, {'code': code, 'msg': 'Order type not supported for this endpoint.'}]}, count=99)
     i = play.wish(); play.step()
     assert not play.venue.account.held()
-    for _ in range(3): play.step(1, ms=MINUTE)
+    play.step(1, ms=MINUTE)
     (out,) = play.journal.rows(schema.outcomes)
     assert out['intent_id'] == i.id and out['reason'] == Reason.NAKED_DEADLINE and out['closed_at'] - out['opened_at'] <= 10_000
     assert any(a['code'] == Reason.PROTECT and a['level'] == 'critical' for a in play.journal.rows(schema.alerts))
