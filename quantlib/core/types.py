@@ -46,7 +46,7 @@ class Playbook(StrEnum):
     ASIDE = 'aside'
     MOMENTUM = 'momentum'  # the fallback's rule, used by no other path
 
-# %% ../../nbs/core/02_types.ipynb #a578bf96
+# %% ../../nbs/core/02_types.ipynb #79034625
 class Reason(StrEnum):
     "Why something was decided, refused, reduced, closed or alerted"
     def __new__(cls, value, text):
@@ -60,7 +60,6 @@ class Reason(StrEnum):
     SAME_SIDE_HELD = 'same_side_held', 'a position on this side is already open'
     OPPOSITE_SIGNAL = 'opposite_signal', 'the vote turned against the open position'
     TARGET_TOO_SMALL = 'target_too_small', 'the size is below the least worthwhile notional'
-    NO_DATA = 'no_data', 'the symbol has no complete, closed, fresh candles'
     FALLBACK_BUDGET = 'fallback_budget', 'the budget of fallback trades is used up'
     ENTER = 'enter', 'all conditions for an entry hold'
     # risk gate
@@ -102,10 +101,8 @@ class Reason(StrEnum):
     LIQUIDATED = 'liquidated', 'the exchange liquidated the position'
     # models, data, schedule
     MODEL_REFUSED = 'model_refused', 'a model was refused: wrong hash, features or missing file'
-    MODEL_MISSING = 'model_missing', 'a configured model has no champion'
     DEGRADED_VOTE = 'degraded_vote', 'some model did not vote'
     FALLBACK_USED = 'fallback_used', 'no model could vote; the momentum rule spoke'
-    STALE_CANDLES = 'stale_candles', 'the newest closed candle is too old'
     RUN_FAILED = 'run_failed', 'a scheduled run failed'
     RUN_MISSED = 'run_missed', 'a scheduled run was too late to start'
     RUN_LOST = 'run_lost', 'a scheduled run ended without a word'
