@@ -11,7 +11,7 @@ __all__ = ['TABLE_DATE', 'ORDER_TYPES', 'TIME_IN_FORCE', 'text', 'Tier', 'tiers'
 # %% ../../nbs/sandbox/00_contracts.ipynb #132fff52
 import json, math
 from dataclasses import dataclass
-from decimal import Decimal, ROUND_HALF_EVEN
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from fastcore.basics import patch
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 # %% ../../nbs/sandbox/00_contracts.ipynb #16cdaa40
 def text(x:Decimal, places:int|None=None) -> str:
     "`x` as digits, rounded to `places` decimals if given"
-    return format(x if places is None else x.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN), 'f')
+    return format(x, 'f' if places is None else f'.{places}f')
 
 # %% ../../nbs/sandbox/00_contracts.ipynb #1ae718ab
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class Contract:
     trigger_protect:Decimal; liquidation_fee:Decimal; take_bound:Decimal
     max_orders:int; kind:tuple; tiers:tuple
     recorded:bool=True # False: derived from a price, not a fact
+    status:str='TRADING'; control:str='NONE' # NONE, or the side that may only reduce: BUY, SELL, BOTH
+    delivery:int=4_133_404_800_000 # When it stops trading, ms UTC; a perpetual names the year 2100
 
 # %% ../../nbs/sandbox/00_contracts.ipynb #89ca8816
 _DECIMAL = 'tick min_price max_price step min_qty max_qty market_max_qty min_notional up down trigger_protect liquidation_fee take_bound'.split()
@@ -95,7 +97,9 @@ def contract(
 @patch
 def tier(self:Contract, notional:Decimal) -> Tier:
     "The tier in which a position of `notional` USDT lies"
-    return next((t for t in self.tiers if notional <= t.cap), self.tiers[-1])
+    for t in self.tiers:
+        if notional <= t.cap: return t
+    return self.tiers[-1]
 
 @patch
 def maintenance(self:Contract, notional:Decimal) -> Decimal:
@@ -125,13 +129,13 @@ def filters(self:Contract) -> list:
             lot('LOT_SIZE', self.max_qty), lot('MARKET_LOT_SIZE', self.market_max_qty),
             dict(filterType='MAX_NUM_ORDERS', limit=self.max_orders), dict(filterType='MIN_NOTIONAL', notional=text(self.min_notional)),
             dict(filterType='PERCENT_PRICE', multiplierUp=text(self.up), multiplierDown=text(self.down), multiplierDecimal='4'),
-            dict(filterType='POSITION_RISK_CONTROL', positionControlSide='NONE')]
+            dict(filterType='POSITION_RISK_CONTROL', positionControlSide=self.control)]
 
 # %% ../../nbs/sandbox/00_contracts.ipynb #8e8c99b4
 @patch
 def row(self:Contract) -> dict:
     "The contract as an entry of `exchangeInfo`"
-    return dict(symbol=self.symbol, pair=self.symbol, contractType='PERPETUAL', deliveryDate=4133404800000, onboardDate=self.onboard, status='TRADING',
+    return dict(symbol=self.symbol, pair=self.symbol, contractType='PERPETUAL', deliveryDate=self.delivery, onboardDate=self.onboard, status=self.status,
         maintMarginPercent='2.5000', requiredMarginPercent='5.0000', baseAsset=self.base, quoteAsset='USDT', marginAsset='USDT',
         pricePrecision=self.price_decimals, quantityPrecision=self.qty_decimals, baseAssetPrecision=8, quotePrecision=8, underlyingType='COIN',
         underlyingSubType=list(self.kind), triggerProtect=text(self.trigger_protect), liquidationFee=text(self.liquidation_fee),

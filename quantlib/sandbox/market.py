@@ -12,7 +12,8 @@ __all__ = ['STEP', 'KEEP', 'COLUMNS', 'INTEREST', 'INTERVALS', 'bridge', 'bar_pa
 # %% ../../nbs/sandbox/01_market.ipynb #717083ff
 import zlib
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -61,6 +62,7 @@ class Series:
     contract:Contract
     minutes:'Series|None'=None # One-minute bars, where there are any
     paths:dict=field(default_factory=dict, repr=False) # Bar number -> (prices, marks)
+    shocks:list=field(default_factory=list) # (from, to, factor on the price, factor on the mark), made by hand
 
     def __post_init__(self): self.times = self.at.tolist()
 
@@ -87,6 +89,17 @@ def walk(self:Series, i:int) -> np.ndarray:
     if rows is not None: return np.concatenate([bar_path(*r[:4], 4, rng, float(self.contract.tick)) for r in rows])
     return bar_path(*self.ohlcv[i, :4], self.bar//STEP, rng, float(self.contract.tick))
 
+# %% ../../nbs/sandbox/01_market.ipynb #36abd444
+@patch
+def shocked(self:Series, i:int, p:np.ndarray, m:np.ndarray) -> tuple: # (prices, marks)
+    "The waypoints of bar `i` after what was done to them by hand"
+    t = self.times[i] + STEP*np.arange(len(p))
+    for lo, hi, on_price, on_mark in self.shocks:
+        hit = (t >= lo) & (t < hi)
+        p, m = np.where(hit, p*on_price, p), np.where(hit, m*on_mark, m)
+    tick = float(self.contract.tick)
+    return np.maximum(np.round(np.round(p/tick)*tick, 10), tick), np.maximum(m, tick)
+
 # %% ../../nbs/sandbox/01_market.ipynb #d8cc384e
 KEEP = 64 # Paths kept per symbol
 
@@ -97,6 +110,7 @@ def path(self:Series, i:int) -> tuple: # (prices, marks), lists of floats
         p = self.walk(i)
         before = np.full(3, p[0]) if i == 0 else self.walk(i - 1)[-3:] if self.times[i - 1] + self.bar == self.times[i] else np.full(3, self.ohlcv[i - 1, 3])
         m = np.convolve(np.concatenate([before, p]), np.full(4, .25), 'valid')
+        if self.shocks: p, m = self.shocked(i, p, m)
         if len(self.paths) >= KEEP: self.paths.pop(next(iter(self.paths)))
         self.paths[i] = (p.tolist(), np.round(m, 8).tolist())
     return self.paths[i]
@@ -156,7 +170,7 @@ class Market:
         self.series, self.seed, self.rates = series(candles, seed), seed, funding_rates(funding)
         for s, m in (series(one_minute, seed) if one_minute is not None else {}).items():
             if s in self.series: self.series[s].minutes = m
-        self.symbols = list(self.series)
+        self.symbols, self.version, self.forced, self.intervals = list(self.series), 0, {}, {}
         self.start = min(s.times[0] for s in self.series.values())
         self.end = max(s.times[-1] + s.bar for s in self.series.values())
 
@@ -187,12 +201,15 @@ def funding_rates(
 @patch
 def funding_interval(self:Market, symbol:str) -> int: # ms
     "The usual time between two settlements of `symbol`"
-    times = self.rates.get(symbol, ((), ()))[0]
-    return int(np.median(np.diff(times))) if len(times) > 1 else 8*HOUR
+    if symbol not in self.intervals:
+        times = self.rates.get(symbol, ((), ()))[0]
+        self.intervals[symbol] = int(np.median(np.diff(times))) if len(times) > 1 else 8*HOUR
+    return self.intervals[symbol]
 
 @patch
 def funding_rate(self:Market, symbol:str, t:int) -> float:
     "The rate last settled at or before `t`"
+    if symbol in self.forced and t >= self.forced[symbol][0]: return self.forced[symbol][1]
     times, rates = self.rates.get(symbol, ((), ()))
     i = bisect_right(times, t) - 1
     return rates[i] if i >= 0 else INTEREST
@@ -207,10 +224,10 @@ def next_funding(self:Market, symbol:str, t:int) -> int: # ms
 @patch
 def settlements(self:Market, symbol:str, start:int, end:int) -> list: # of (instant, rate)
     "Funding settled from `start` to `end`, both included"
-    times, rates = self.rates.get(symbol, ((), ()))
-    if times: return [(t, r) for t, r in zip(times, rates) if start <= t <= end]
+    times = self.rates.get(symbol, ((), ()))[0]
+    if times: return [(t, self.funding_rate(symbol, t)) for t in times if start <= t <= end]
     first = max(start, self.series[symbol].times[0])
-    return [(t, INTEREST) for t in range(first + -first % (8*HOUR), end + 1, 8*HOUR)]
+    return [(t, self.funding_rate(symbol, t)) for t in range(first + -first % (8*HOUR), end + 1, 8*HOUR)]
 
 # %% ../../nbs/sandbox/01_market.ipynb #c72545f0
 INTERVALS = {f'{n}{u}': n*k for u, k, ns in (('m', MINUTE, (1, 3, 5, 15, 30)), ('h', HOUR, (1, 2, 4, 6, 8, 12)), ('d', DAY, (1, 3)), ('w', 7*DAY, (1,))) for n in ns}
@@ -232,11 +249,25 @@ def bar_end(t:int, interval:str) -> int: # ms UTC
 
 # %% ../../nbs/sandbox/01_market.ipynb #03f7d45e
 @patch
+def bend(self:Series, rows:np.ndarray, i:int) -> None:
+    "Show what was done by hand in `rows`, the bars from number `i` on"
+    edges = [t for lo, hi, *_ in self.shocks for t in (lo, hi)]
+    for k in range(max(0, self.index(min(edges)) - i), len(rows)):
+        t = self.times[i + k]
+        if any(t < e < t + self.bar for e in edges):
+            p = self.path(i + k)[0]
+            rows[k, 1:5] = p[0], max(p), min(p), p[-1]
+        else:
+            for lo, hi, on_price, _ in self.shocks: rows[k, 1:5] *= on_price if lo <= t < hi else 1
+            rows[k, 1:5] = np.round(np.round(rows[k, 1:5]/(tick := float(self.contract.tick)))*tick, 10)
+
+@patch
 def seen(self:Series, i:int, j:int, now:int) -> np.ndarray: # rows of open time, open, high, low, close, volume
     "Bars `i` to `j` as known at `now`"
     j = min(j, self.index(now) + 1)
     if j <= i: return np.empty((0, 6))
     rows = np.column_stack([self.at[i:j], self.ohlcv[i:j]])
+    if self.shocks: self.bend(rows, i)
     if self.times[j - 1] + self.bar > now:
         k = (now - self.times[j - 1])//STEP + 1
         p = self.path(j - 1)[0]
@@ -292,3 +323,20 @@ def klines(self:Market, symbol:str, interval:str,
         if len(rows) >= limit or page >= hi - lo: return rows[:limit] if start is not None else rows[-limit:]
         page *= 4
     return np.empty((0, 6))
+
+# %% ../../nbs/sandbox/01_market.ipynb #c28170b6
+@patch
+def own(self:Market) -> Market:
+    "A copy whose prices and rates may be changed by hand; the candles are shared"
+    out = copy(self)
+    out.series = {s: replace(x, paths={}, shocks=list(x.shocks)) for s, x in self.series.items()}
+    out.forced, out.version = dict(self.forced), self.version + 1
+    return out
+
+@patch
+def shock(self:Market, symbol:str, at:int, factor:float, until:int=2**62, mark:bool=True) -> None:
+    "Multiply prices of `symbol` from the waypoint of `at` up to `until`; the mark only if `mark`"
+    x = self.series[symbol]
+    x.shocks.append((at - at % STEP, until, float(factor), float(factor) if mark else 1.0))
+    x.paths.clear()
+    self.version += 1

@@ -61,6 +61,7 @@ def test_events_of_a_stop():
     buy(ex); events.clear()
     a = algo(ex, type='STOP_MARKET', triggerPrice='98900', closePosition='true', clientAlgoId='ql-s')
     ex.advance(START + 2*HOUR)
+    lite = next(e for e in events if e['e'] == 'TRADE_LITE'); events.remove(lite)
     seen = [(e['e'], e['o'].get('x', e['o']['X'])) if 'o' in e else (e['e'], e['a']['m']) for e in events]
     assert seen == [('ALGO_UPDATE', 'NEW'), ('ALGO_UPDATE', 'TRIGGERING'), ('ALGO_UPDATE', 'TRIGGERED'), ('ORDER_TRADE_UPDATE', 'NEW'), ('ORDER_TRADE_UPDATE', 'TRADE'), ('ACCOUNT_UPDATE', 'ORDER'), ('ALGO_UPDATE', 'FINISHED')]
     child = events[4]['o']

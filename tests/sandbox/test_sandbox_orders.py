@@ -88,6 +88,7 @@ def test_one_close_position_order_per_side_and_type(c):
 
 
 def test_limits_of_open_orders(c, server):
+    server.exchange.world(limits=dict(orders_10s=10_000, orders_1m=10_000, weight=10_000))
     for i in range(40): c.futures_place_batch_order(batchOrders=[LIMIT | dict(price=f'{95_100 + i*5 + k}.0') for k in range(5)])
     assert len(c.futures_get_open_orders(symbol='BTCUSDT')) == 200 and code(c.futures_create_order, **LIMIT) == -2025
     assert c.futures_cancel_all_open_orders(symbol='BTCUSDT')['code'] == 200 and c.futures_get_open_orders() == []

@@ -1,4 +1,4 @@
-"Keys, signatures, time stamps, headers and faults over real HTTP"
+"Keys, signatures, time stamps, headers, limits and controls over real HTTP"
 import hashlib
 import hmac
 import json
@@ -103,55 +103,18 @@ def test_every_private_call_of_python_binance(server):
     assert c.futures_account_trades(symbol='ETHUSDT') == [] and c.futures_income_history()[0]['incomeType'] == 'TRANSFER'
     for f, code in [(lambda: c.futures_change_margin_type(symbol='ETHUSDT', marginType='CROSSED'), -4046), (lambda: c.futures_change_position_mode(dualSidePosition='false'), -4059),
                     (lambda: c.futures_change_multi_assets_mode(multiAssetsMargin=False), -4171), (lambda: c.futures_change_leverage(symbol='ETHUSDT', leverage=151), -4028),
-                    (lambda: c.futures_change_position_mode(dualSidePosition='true'), -1020)]:
+                    (lambda: c.futures_change_position_mode(dualSidePosition='true'), -4068)]:
         with pytest.raises(BinanceAPIException) as e: f()
         assert e.value.code == code
     key = c.futures_stream_get_listen_key()
     assert len(key) == 64 and c.futures_stream_keepalive(key) == dict(listenKey=key)
 
 
-def fault(server, phase, effect, path='/fapi/v1/order', method='POST', **match):
-    r = requests.post(server.url + '/_sim/fault', json=dict(match=dict(method=method, path=path, **match), phase=phase, effect=effect), timeout=5)
-    assert r.status_code == 200, r.text
-
-
-def orders(server): return len(server.exchange.orders)
-
-
-@pytest.mark.parametrize('phase, applied', [('before_apply', 0), ('after_apply', 1), ('instead', 0)])
-@pytest.mark.parametrize('effect', [dict(http=[503, dict(code=-1000, msg='Unknown error, please check your request or try again later.')]), dict(reset=True)])
-def test_fault_before_and_after_the_book_changed(server, phase, applied, effect):
-    c, n = client(server), orders(server)
-    fault(server, phase, effect)
-    with pytest.raises((BinanceAPIException, requests.exceptions.ConnectionError)): c.futures_create_order(symbol='BTCUSDT', side='BUY', type='MARKET', quantity='0.002')
-    assert orders(server) == n + applied
-    c.futures_create_order(symbol='BTCUSDT', side='BUY', type='MARKET', quantity='0.002')
-    assert orders(server) == n + applied + 1
-
-
-def test_fault_hang_and_params_and_clear(server):
-    c, n = client(server), orders(server)
-    order = dict(symbol='BTCUSDT', side='BUY', type='MARKET', quantity='0.002')
-    fault(server, 'after_apply', dict(hang=1.0), params=dict(side='SELL'))
-    t = time.monotonic(); c.futures_create_order(**order); assert time.monotonic() - t < 0.9
-    with pytest.raises(requests.exceptions.ReadTimeout): c.futures_create_order(**order | dict(side='SELL'), requests_params=dict(timeout=0.3))
-    assert orders(server) == n + 2
-    fault(server, 'instead', dict(reset=True))
-    assert requests.delete(server.url + '/_sim/fault', timeout=5).json()['waiting'] == []
-    c.futures_create_order(**order)
-
-
-@pytest.mark.parametrize('body', ['{', '[]', '{}', '{"advance_ms": -1}', '{"to": 5}', '{"advance_ms": "x"}', '{"advance_ms": 1, "to": 2}', '{"to": 99999999999999}', '{"advance_ms": null}'])
+@pytest.mark.parametrize('body', ['{', '[]', '{}', '{"advance_ms": -1}', '{"to": 5}', '{"advance_ms": "x"}', '{"advance_ms": 1, "to": 2}', '{"to": 99999999999999}', '{"advance_ms": null}', '{"speed": 0}', '{"speed": "x"}'])
 def test_clock_refuses_nonsense(server, body):
     now = server.exchange.now
     r = requests.post(server.url + '/_sim/clock', data=body, timeout=5)
     assert r.status_code == 400 and r.json()['error'] and server.exchange.now == now
-
-
-@pytest.mark.parametrize('d', [{}, dict(match=dict(method='GET')), dict(match=dict(method='GET', path='/x'), phase='never', effect=dict(reset=True)),
-                               dict(match=dict(method='GET', path='/x'), phase='instead', effect=dict(http=[503, {}], reset=True)), dict(match=dict(method='GET', path='/x'), phase='instead', effect=dict(hang=1e9))])
-def test_fault_refuses_nonsense(server, d):
-    assert requests.post(server.url + '/_sim/fault', json=d, timeout=5).status_code == 400
 
 
 def test_clock_by_hand_and_by_speed(server):
@@ -164,6 +127,135 @@ def test_clock_by_hand_and_by_speed(server):
         before = fast.exchange.now
         time.sleep(0.2)
         assert fast.exchange.now > before, 'a running clock moves without requests'
+        assert requests.post(fast.url + '/_sim/clock', json=dict(speed=None), timeout=5).json()['speed'] is None
+        before = fast.exchange.now
+        time.sleep(0.1)
+        assert fast.exchange.now == before, 'a frozen one does not'
+        requests.post(fast.url + '/_sim/clock', json=dict(speed=60), timeout=5)
+        time.sleep(0.2)
+        assert fast.exchange.now > before
+
+
+@pytest.fixture
+def strict():
+    with start(two(), START) as s:
+        s.exchange.limits = dict(weight=40, orders_10s=3, orders_1m=5, algos=200)
+        yield s
+
+
+def test_weight_above_the_limit_is_429_then_418_then_forgiven(strict):
+    ask = lambda: requests.get(strict.url + '/fapi/v1/klines?symbol=BTCUSDT&interval=1h&limit=1500', timeout=5)
+    strict.advance(15_000)
+    assert [ask().status_code for _ in range(4)] == [200]*4
+    r = ask()
+    assert (r.status_code, r.json()['code'], r.headers['Retry-After']) == (429, -1003, '45'), 'to the end of the minute'
+    assert ask().status_code == 429
+    strict.advance(45_000)
+    assert ask().status_code == 200, 'who waits is served'
+    codes = [ask().status_code for _ in range(16)]
+    assert codes[:3] == [200]*3 and codes[3:13] == [429]*10 and codes[13:] == [418]*3
+    r = ask()
+    assert r.headers['Retry-After'] == '120' and str(strict.exchange.now + 120_000) in r.json()['msg']
+    strict.advance(119_000)
+    assert requests.get(strict.url + '/fapi/v1/time', timeout=5).status_code == 418
+    strict.advance(1_000)
+    assert requests.get(strict.url + '/fapi/v1/time', timeout=5).status_code == 200
+    [ask() for _ in range(15)]
+    assert ask().headers['Retry-After'] == '240', 'the second ban is longer'
+
+
+def test_orders_above_the_count_are_1015(strict):
+    order = dict(symbol='BTCUSDT', side='BUY', type='MARKET', quantity='0.002')
+    send = lambda: call(strict, 'POST', '/fapi/v1/order', order, body=True)
+    assert [send()[0] for _ in range(3)] == [200]*3
+    status, body, head = send()
+    assert (status, body['code'], head['Retry-After'], len(strict.exchange.orders)) == (429, -1015, '10', 3)
+    assert call(strict, 'GET', '/fapi/v1/openOrders', dict(symbol='BTCUSDT'))[0] == 200, 'reads go on'
+    strict.advance(10_000)
+    assert send()[0] == 200
+    assert send()[1]['msg'] == 'Too many new orders; current limit is 5 orders per MINUTE.'
+
+
+def test_real_looking_and_revoked_keys(server):
+    assert call(server, 'GET', '/fapi/v3/balance', key='aB3'*21 + 'x')[:2] == (401, dict(code=-2014, msg='This is a sandbox, and the key looks like a real one; nothing was done with it.'))
+    server.exchange.revoked = True
+    try: assert call(server, 'GET', '/fapi/v3/balance')[1]['code'] == -2015
+    finally: server.exchange.revoked = False
+    assert call(server, 'GET', '/fapi/v3/balance')[0] == 200
+
+
+def test_skew_moves_the_gateway_and_not_the_engine(server):
+    ex = server.exchange
+    ex.skew_ms = -30_000
+    try:
+        assert call(server, 'GET', '/fapi/v1/time', sign=False)[1] == dict(serverTime=ex.now - 30_000)
+        assert call(server, 'GET', '/fapi/v3/balance')[1]['code'] == -1021
+        assert call(server, 'GET', '/fapi/v3/balance', shift=-30_000)[0] == 200
+    finally: ex.skew_ms = 0
+
+
+def test_restrictions_of_the_key(server):
+    assert call(server, 'GET', '/sapi/v1/account/apiRestrictions')[1] | {} == dict(ipRestrict=True, createTime=START, enableReading=True, enableFutures=True) | dict.fromkeys(
+        'enableWithdrawals enableInternalTransfer enableMargin permitsUniversalTransfer enableVanillaOptions enableFixApiTrade enableFixReadOnly enableSpotAndMarginTrading enablePortfolioMarginTrading'.split(), False)
+    server.exchange.restrictions = dict(enableWithdrawals=True)
+    try: assert call(server, 'GET', '/sapi/v1/account/apiRestrictions')[1]['enableWithdrawals'] is True
+    finally: server.exchange.restrictions = {}
+
+
+def test_shared_pools_have_their_own_count(strict):
+    strict.exchange.limits['weight'] = 10**6
+    ask = lambda n=1: [strict.exchange.request('GET', '/fapi/v1/fundingInfo').status for _ in range(n)][-1]
+    assert (ask(250), [strict.exchange.request('GET', '/fapi/v1/fundingRate').status for _ in range(250)][-1], ask()) == (200, 200, 429)
+    strict.advance(5*MINUTE)
+    assert ask() == 200
+
+
+def test_parameters_come_as_clients_send_them(server):
+    "Query or form for every verb, booleans in any case, list names in lower and camel case, JSON with spaces"
+    batch = [dict(symbol='BTCUSDT', side='BUY', type='LIMIT', timeInForce='GTC', quantity='0.002', price=str(97_000 + i), newClientOrderId=f'ql-batch-{i}') for i in range(4)]
+    for body in (True, False):
+        status, rows, head = call(server, 'POST', '/fapi/v1/batchOrders', dict(batchOrders=json.dumps(batch)), body=body)
+        assert status == 200 and [r['clientOrderId'] for r in rows] == [b['newClientOrderId'] for b in batch]
+        for i, name in enumerate(('orderIdList', 'orderidlist', 'origClientOrderIdList', 'origclientorderidlist')):
+            one = [rows[i]['orderId']] if i < 2 else [rows[i]['clientOrderId']]
+            assert call(server, 'DELETE', '/fapi/v1/batchOrders', dict(symbol='BTCUSDT') | {name: json.dumps(one, separators=(' , ', ' : '))}, body=body)[1][0]['status'] == 'CANCELED', name
+    call(server, 'POST', '/fapi/v1/order', dict(symbol='BTCUSDT', side='BUY', type='MARKET', quantity='0.002'), body=True)
+    for flag in ('True', 'true', 'TRUE'):
+        r = call(server, 'POST', '/fapi/v1/order', dict(symbol='BTCUSDT', side='SELL', type='LIMIT', timeInForce='GTC', quantity='0.002', price='104000', reduceOnly=flag))[1]
+        assert r['reduceOnly'] is True
+        assert call(server, 'DELETE', '/fapi/v1/order', dict(symbol='BTCUSDT', orderId=r['orderId']), body=True)[1]['status'] == 'CANCELED'
+    assert call(server, 'POST', '/fapi/v1/order', dict(symbol='BTCUSDT', side='SELL', type='MARKET', quantity='0.002', reduceOnly='yes'))[1]['code'] == -1130
+
+
+def test_trades_agree_on_every_page(server):
+    get = lambda path, **p: requests.get(f'{server.url}/fapi/v1/{path}', params=dict(symbol='BTCUSDT') | p, headers={'X-MBX-APIKEY': 'paper'}, timeout=10).json()
+    new = get('aggTrades', limit=1000)
+    assert len(new) == 1000 and [r['a'] for r in new] == list(range(new[0]['a'], new[0]['a'] + 1000)) and new[-1]['T'] <= server.exchange.now
+    assert get('aggTrades', fromId=new[500]['a'], limit=10) == new[500:510]
+    assert get('aggTrades', startTime=new[500]['T'], endTime=new[519]['T']) == new[500:520] == get('aggTrades', startTime=new[500]['T'] - 1, limit=20)
+    assert [(r['id'], r['price']) for r in get('trades', limit=3)] == [(r['a'], r['p']) for r in new[-3:]]
+    assert get('historicalTrades', limit=5, fromId=new[0]['a'])[0]['time'] == new[0]['T']
+    assert requests.get(server.url + '/fapi/v1/historicalTrades?symbol=BTCUSDT', timeout=5).json()['code'] == -2014
+    assert get('aggTrades', limit=1001)['code'] == -1130 and get('aggTrades', startTime=START - 72*3_600_000)['code'] == -4166
+    assert get('aggTrades', startTime=START - 7_200_000, endTime=START)['code'] == -1127
+
+
+@pytest.mark.parametrize('name, key', [('openInterestHist', 'symbol'), ('topLongShortPositionRatio', 'symbol'), ('topLongShortAccountRatio', 'symbol'), ('globalLongShortAccountRatio', 'symbol'), ('takerlongshortRatio', 'symbol'), ('basis', 'pair')])
+def test_statistics_are_reproducible_pages(server, name, key):
+    get = lambda **p: requests.get(f'{server.url}/futures/data/{name}', params={key: 'ETHUSDT', 'contractType': 'PERPETUAL', 'period': '1h'} | p, timeout=5).json()
+    rows = get(limit=5)
+    at = [int(r['timestamp']) for r in rows]
+    assert at == [at[0] + i*3_600_000 for i in range(5)] and at[-1] <= server.exchange.now
+    assert get(startTime=at[2], limit=2) == rows[2:4] and get(period='7m')['code'] == -1130 and get(limit=501)['code'] == -1130
+
+
+def test_world_over_http(server):
+    r = requests.post(server.url + '/_sim/world', json=dict(restrictions=dict(ipRestrict=False)), timeout=5)
+    assert r.status_code == 200 and server.exchange.restrictions['ipRestrict'] is False
+    requests.post(server.url + '/_sim/world', json=dict(restrictions={}), timeout=5)
+    for body in ('[1]', '{"nonsense": 1}', '{'): assert requests.post(server.url + '/_sim/world', data=body, timeout=5).status_code == 400
+    assert isinstance(requests.get(server.url + '/_sim/world', timeout=5).json(), dict)
+    assert 'POST /_sim/world' in requests.get(server.url + '/_sim/nothing', timeout=5).json()['error']
 
 
 def test_only_loopback(server):
