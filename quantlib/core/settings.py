@@ -57,16 +57,16 @@ class Universe(Section):
 # %% ../../nbs/core/04_settings.ipynb #d9bac33a
 class Models(Section):
     "Who votes, and how much"
-    members: Names = ('xgboost', 'lightgbm')
-    weights: Weights = {'xgboost': 0.15, 'lightgbm': 0.20}
+    members: Names = ('xgboost', 'lightgbm', 'nhits', 'patchtst', 'ridge')
+    weights: Weights = {'xgboost': 0.15, 'lightgbm': 0.20, 'nhits': 0.325, 'patchtst': 0.325, 'ridge': 0.10}
     horizon_weights: Annotated[dict[int, Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_weights)] = {1: 0.3, 4: 0.4, 24: 0.3}
-    rounds: int = Field(60, ge=5, le=2_000)
+    rounds: int = Field(80, ge=5, le=2_000)
     threads: int = Field(2, ge=1, le=64)
 
 # %% ../../nbs/core/04_settings.ipynb #70e317be
 class Strategy(Section):
     "When a vote becomes a wish"
-    min_confidence: float = Field(0.51, ge=0.5, lt=1)
+    min_confidence: float = Field(0.503, ge=0.5, lt=1)
     share: float = Field(0.02, ge=0, le=0.5)              # fixed share of the selector
     learning_rate: float = Field(2.0, gt=0, le=200)       # of the selector, per unit of volatility-scaled return
     fallback_usdt: float = Field(150, gt=0, le=150)
@@ -80,6 +80,7 @@ class Risk(Section):
     min_position_usdt: float = Field(60, ge=5, le=1_000)
     max_positions: int = Field(16, ge=1, le=42)
     max_gross: float = Field(2.0, gt=0, le=2.0)           # gross exposure as a multiple of equity
+    max_net: float = Field(0.5, gt=0, le=2.0)             # longs less shorts, as a multiple of equity: the forecasts are relative
     max_leverage: int = Field(5, ge=1, le=30)             # set at the exchange for every symbol
     daily_drawdown: float = Field(0.15, gt=0, le=0.15)
     target_vol: float = Field(0.004, gt=0, le=0.05)       # hourly volatility of a full-confidence position, as a share of equity
@@ -87,6 +88,11 @@ class Risk(Section):
     max_cluster: float = Field(1.2, gt=0, le=2.0)         # same-side exposure to symbols correlated above 0.8, as a multiple of equity
     symbol_errors: int = Field(3, ge=1, le=20)            # refusals in a row that block a symbol
     price_collar: float = Field(0.01, gt=0, le=0.05)      # the price may move this far between decision and order
+    fast_move: float = Field(0.10, gt=0, le=0.5)          # a move of the mark within five minutes that forbids entries in the symbol
+    volume_share: float = Field(0.05, gt=0, le=1)         # of the symbol's average traded minute, the most an order may be
+    liquidation_gap: float = Field(0.005, gt=0, le=0.1)   # the stop stays this share of the entry price away from liquidation
+    symbol_entries_hour: int = Field(6, ge=1, le=60)      # more entries of a symbol within an hour latch it
+    entries_day: int = Field(200, ge=1, le=2_000)         # more entries within a day latch all
 
 # %% ../../nbs/core/04_settings.ipynb #17de091b
 class Exits(Section):
@@ -97,7 +103,7 @@ class Exits(Section):
     take_max: float = Field(0.05, ge=0.01, le=0.05)
     trail_start: float = Field(0.01, ge=0.002, le=0.05)
     half_at: float = Field(0.03, ge=0.005, le=0.05)
-    naked_deadline_s: float = Field(10, gt=0, le=75)
+    naked_deadline_s: float = Field(5, gt=0, le=10)       # a position without a stop for longer is closed
 
 class Execution(Section):
     "How the gateway talks to the exchange"
@@ -106,6 +112,16 @@ class Execution(Section):
     timeout_s: float = Field(10, gt=0, le=60)
     intent_life_s: int = Field(600, ge=30, le=3_600)
     tick_s: float = Field(5, ge=0.2, le=60)
+    account: str = ''                                     # the account the key must belong to, as the exchange names it; needed in live mode
+    reconcile_s: float = Field(300, ge=5, le=900)         # between comparisons of journal and exchange
+    stream_silent_s: float = Field(60, ge=5, le=600)      # a stream that is silent for longer forbids entries
+    max_skew_ms: int = Field(500, ge=50, le=5_000)        # a clock that is further away forbids entries
+    lease_s: float = Field(15, ge=2, le=300)              # a leader that does not renew for this long loses its place
+    canary_s: float = Field(3_600, ge=0, le=86_400)       # between canary stops; 0 is never
+    messages_min: int = Field(120, ge=10, le=1_200)       # order messages a minute
+    symbol_messages_min: int = Field(30, ge=5, le=300)    # of one symbol
+    exit_reserve: float = Field(0.2, ge=0.1, le=0.9)      # share of messages and weight kept for exits
+    duplicate_s: float = Field(60, ge=0, le=600)          # the same symbol, side and size again within this time is refused
 
 # %% ../../nbs/core/04_settings.ipynb #71f57cab
 class Sandbox(Section):

@@ -60,6 +60,8 @@ class Reason(StrEnum):
     SAME_SIDE_HELD = 'same_side_held', 'a position on this side is already open'
     OPPOSITE_SIGNAL = 'opposite_signal', 'the vote turned against the open position'
     TARGET_TOO_SMALL = 'target_too_small', 'the size is below the least worthwhile notional'
+    MODEL_STALE = 'model_stale', 'a model is older than three retrain periods'
+    OUT_OF_DISTRIBUTION = 'out_of_distribution', 'the newest bar is unlike all that a model learnt from'
     FALLBACK_BUDGET = 'fallback_budget', 'the budget of fallback trades is used up'
     ENTER = 'enter', 'all conditions for an entry hold'
     # risk gate
@@ -78,10 +80,27 @@ class Reason(StrEnum):
     MAX_POSITIONS = 'max_positions', 'the number of open positions is at its limit'
     MAX_GROSS = 'max_gross', 'reduced to, or refused at, the gross exposure limit'
     MAX_LEVERAGE = 'max_leverage', 'the leverage limit would be exceeded'
+    MAX_NET = 'max_net', 'reduced to, or refused at, the limit on longs less shorts'
     MAX_CLUSTER = 'max_cluster', 'too much exposure to symbols that move together'
     MAX_HEAT = 'max_heat', 'the loss if all stops were hit would exceed its limit'
     MIN_NOTIONAL = 'min_notional', "below the exchange's least notional"
     BAD_NUMBER = 'bad_number', 'a number is missing, not finite or not positive'
+    MAX_VOLUME = 'max_volume', 'the order would be too large for what trades in a minute'
+    FAST_MARKET = 'fast_market', 'the price moved too far within minutes'
+    DUPLICATE = 'duplicate', 'the same order was sent moments ago'
+    TOO_MANY_ENTRIES = 'too_many_entries', 'entries in the symbol or of the day reached their limit; a human must clear it'
+    STOP_BEYOND_LIQUIDATION = 'stop_beyond_liquidation', 'the exchange would liquidate before the stop is hit'
+    BRACKET = 'bracket', 'the leverage bracket of the exchange does not allow this size'
+    # the world an entry needs
+    UNKNOWN_PENDING = 'unknown_pending', 'an earlier order of the symbol has an unknown outcome'
+    NOT_RECONCILED = 'not_reconciled', 'journal and exchange have not been compared since the last connection'
+    STREAM_STALE = 'stream_stale', 'the user stream has been silent for too long'
+    CLOCK_SKEW = 'clock_skew', 'our clock and the one of the exchange differ too much'
+    CANARY_FAILED = 'canary_failed', 'the canary stop could not be placed, seen and cancelled'
+    NOT_LEADER = 'not_leader', 'another gateway leads this account'
+    RATE_BUDGET = 'rate_budget', 'the budget of messages is used up; what is left of it is for exits'
+    ACCOUNT_MODE = 'account_mode', 'the account is not in one-way, cross-margin, single-asset mode'
+    ACCOUNT_RESTRICTED = 'account_restricted', 'the exchange does not let this key or account open positions'
     # execution and exits
     SENT = 'sent', 'the order was sent'
     REFUSED = 'refused', 'the exchange refused the order'
@@ -97,10 +116,18 @@ class Reason(StrEnum):
     STOP_BREACHED = 'stop_breached', 'the price is already through the stop'
     FLATTEN = 'flatten', 'everything is closed on command or by a breaker'
     ORPHAN = 'orphan', 'a resting order belongs to no position'
+    STUCK_TRIGGER = 'stuck_trigger', 'a stop was triggered and has not traded in time'
+    STOP_REJECTED = 'stop_rejected', 'the exchange rejected a stop when it triggered'
+    STOP_LOST = 'stop_lost', 'a stop that rested is gone without having traded'
+    GAP = 'gap', 'events of the user stream were missed and read back'
+    MONEY = 'money', 'the wallet moved by another amount than the journal explains'
     FOREIGN = 'foreign', 'an order or position that is not ours'
     LIQUIDATED = 'liquidated', 'the exchange liquidated the position'
+    DELEVERAGED = 'deleveraged', 'the exchange reduced the position by auto-deleveraging'
+    SETTLED = 'settled', 'the exchange settled a delisted contract'
     # models, data, schedule
     MODEL_REFUSED = 'model_refused', 'a model was refused: wrong hash, features or missing file'
+    MODEL_FAILED = 'model_failed', 'a model raised an error, or gave no number for any symbol'
     DEGRADED_VOTE = 'degraded_vote', 'some model did not vote'
     FALLBACK_USED = 'fallback_used', 'no model could vote; the momentum rule spoke'
     RUN_FAILED = 'run_failed', 'a scheduled run failed'
@@ -141,6 +168,7 @@ class Vote(Shown):
     digest: str          # Which version of it
     p_up: float          # Blended probability that the return is positive
     by_horizon: dict     # Horizon in hours → probability
+    odd: str = ''        # How the newest bar is unlike what this version learnt from; empty if it is not
 
     def __post_init__(self): _unit(f'{self.kind} p_up', self.p_up)
 
@@ -155,6 +183,11 @@ class Signal(Shown):
     price: float         # Last close, USDT
     votes: tuple = ()    # One `Vote` per model that spoke
     missing: dict = field(default_factory=dict)  # Model kind → why it did not
+
+    @property
+    def odd(self) -> dict: # Model kind → why, empty for a usual bar
+        "How the newest bar is unlike what those who voted learnt from"
+        return {v.kind: v.odd for v in self.votes if v.odd}
 
     def __post_init__(self):
         _unit(f'{self.symbol} confidence', self.confidence)

@@ -26,7 +26,7 @@ def publish(
 ) -> bool: # False if it was published before
     "Put a message on a stream, as part of the caller's transaction"
     old = c.execute(sa.select(outbox.c.payload).where(outbox.c.stream == stream, outbox.c.key == key)).first()
-    if old is None: c.execute(outbox.insert().values(stream=stream, key=key, payload=payload, at=at)); return True
+    if old is None: c.execute(outbox.insert(), dict(stream=stream, key=key, payload=payload, at=at)); return True
     if canonical(old.payload) != canonical(payload): raise JournalError(f'{stream} already carries {key} with another payload; nothing was published')
     return False
 
@@ -35,16 +35,16 @@ class Consumer:
     "One member of a consumer group"
     def __init__(self, journal:Journal, stream:str, group:str, name:str, idle_ms:int=60_000):
         self.journal, self.stream, self.group, self.name, self.idle_ms = journal, stream, group, name, idle_ms
+        d, mine = deliveries.c, (deliveries.c.stream == stream) & (deliveries.c.group == group)
+        self.waiting = (sa.select(outbox.c.seq, outbox.c.key, outbox.c.payload, outbox.c.at, d.consumer, d.delivered_at, d['count'])
+            .outerjoin(deliveries, (d.seq == outbox.c.seq) & mine).where(outbox.c.stream == stream, d.acked_at.is_(None)).order_by(outbox.c.seq).limit(sa.bindparam('n')))
 
     def take(self, now:int, n:int=100) -> list: # Dicts of seq, key, payload, at, count
         "Up to `n` messages that are not acknowledged, oldest first"
-        d, mine = deliveries.c, (deliveries.c.stream == self.stream) & (deliveries.c.group == self.group)
-        q = (sa.select(outbox.c.seq, outbox.c.key, outbox.c.payload, outbox.c.at, d.consumer, d.delivered_at, d['count'])
-             .outerjoin(deliveries, (d.seq == outbox.c.seq) & mine).where(outbox.c.stream == self.stream, d.acked_at.is_(None)).order_by(outbox.c.seq).limit(n))
         with self.journal.engine.connect() as c:
-            if c.execute(q.limit(1)).first() is None: return []
+            if c.execute(self.waiting, dict(n=1)).first() is None: return []
         with self.journal.write() as c:
-            got = [r for r in c.execute(q).mappings() if r['consumer'] in (None, self.name) or now - r['delivered_at'] >= self.idle_ms]
+            got = [r for r in c.execute(self.waiting, dict(n=n)).mappings() if r['consumer'] in (None, self.name) or now - r['delivered_at'] >= self.idle_ms]
             return [self._deliver(c, r, now) for r in got]
 
 # %% ../../nbs/journal/03_bus.ipynb #02fd1e39
@@ -56,7 +56,7 @@ def _deliver(self:Consumer, c, r, now):
     "Mark message `r` as delivered to this consumer"
     key = (deliveries.c.stream == self.stream) & (deliveries.c.group == self.group) & (deliveries.c.seq == r['seq'])
     n = (r['count'] or 0) + 1
-    if n == 1: c.execute(deliveries.insert().values(stream=self.stream, group=self.group, seq=r['seq'], consumer=self.name, delivered_at=now, count=1))
+    if n == 1: c.execute(deliveries.insert(), dict(stream=self.stream, group=self.group, seq=r['seq'], consumer=self.name, delivered_at=now, count=1))
     else: c.execute(deliveries.update().where(key).values(consumer=self.name, delivered_at=now, count=n))
     return dict(seq=r['seq'], key=r['key'], payload=r['payload'], at=r['at'], count=n)
 

@@ -96,4 +96,4 @@ def test_a_network_drive_is_refused(tmp_path, monkeypatch):
         def fetchall(self): return []
         def fetchone(self): return ('delete',) if 'journal_mode' in self.q else (2,) if 'synchronous' in self.q else (1,)
         def close(self): pass
-    with pytest.raises(JournalError, match='network drive'): store._on_connect(type('C', (), {'cursor': lambda s: Odd()})(), None)
+    with pytest.raises(JournalError, match='network drive'): store._pragmas(30)(type('C', (), {'cursor': lambda s: Odd()})(), None)
