@@ -101,5 +101,6 @@ def rooms(
     return {Reason.MAX_POSITION: r.max_position_usdt,
             Reason.MAX_GROSS: r.max_gross*e - book.gross,
             Reason.MAX_LEVERAGE: r.max_leverage*e - book.gross,
+            Reason.MAX_NET: r.max_net*e - side.sign*sum(sides(book).values()),
             Reason.MAX_CLUSTER: r.max_cluster*e - cluster(book, symbol, side, peers),
             Reason.MAX_HEAT: (r.max_heat*e - heat(book, settings))/stop_frac}

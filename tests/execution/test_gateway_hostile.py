@@ -6,13 +6,16 @@ import pytest, requests
 import sqlalchemy as sa
 
 from quantlib.core.clock import MINUTE
+from quantlib.core.settings import Home
 from quantlib.core.types import Reason
+from quantlib.execution import kill
 from quantlib.execution.client import Garbled, whole
 from quantlib.execution.gateway import Gateway, GatewayRefused
 from quantlib.execution.orders import seen
 from quantlib.execution.reconcile import differences, read, read_fill
 from quantlib.execution.rehearsal import START, Stage, Wire
 from quantlib.journal import schema
+from quantlib.journal.store import Journal
 
 SYMBOLS = ('BTCUSDT', 'ETHUSDT', 'SOLUSDT', 'XRPUSDT', 'DOGEUSDT', 'BNBUSDT')
 WRONG = [None, 'NaN', 'Infinity', '', {}, [], 'abc', True, -1, '-5', '1e30', 0, 10**18]
@@ -204,14 +207,14 @@ def test_an_error_while_following_the_account_does_not_stop_the_guard(stage):
     assert set(g.ledger.held) == {'ETHUSDT'}, 'nothing new begins on an account that was not understood'
 
 
-@pytest.mark.parametrize('kill', (False, True))
-def test_a_reset_account_is_told_once_and_gets_no_orders(kill):
+@pytest.mark.parametrize('flatten', (False, True))
+def test_a_reset_account_is_told_once_and_gets_no_orders(flatten):
     stage, fresh = Stage(SYMBOLS), Stage(SYMBOLS)
     g = begin(stage)
     for s in SYMBOLS[:3]: stage.wish(s, 'BUY', 700.)
     g.step(); assert len(g.ledger.held) == 3
     stage.wire.venue = stage.venue = fresh.venue
-    if kill: stage.home.kill.write_text('{"level": "flatten", "why": "test"}')
+    if flatten: kill.put(stage.home, 'FLATTEN', 'test', 'test', at=0)
     g = begin(stage); minutes(stage, g, 3)
     sent = len(stage.journal.rows(schema.orders)); minutes(stage, g, 30)
     assert len(stage.journal.rows(schema.orders)) == sent <= 9 + 3*8
@@ -229,7 +232,7 @@ def test_a_position_turned_round_by_a_strange_hand_is_protected_on_its_new_side(
     minutes(stage, g, 1, 5_000)
     turned = g.ledger.held['ETHUSDT']
     assert turned.qty == -h.qty and not bare(stage.venue) and turned.naked_since is None
-    stage.home.kill.write_text('{"level": "flatten", "why": "test"}')
+    kill.put(stage.home, 'FLATTEN', 'test', 'test', at=0)
     minutes(stage, g, 2, 5_000)
     assert not stage.venue.account.held() and not stage.venue.waiting.get('ETHUSDT')
     assert [o['intent_id'] for o in stage.journal.rows(schema.outcomes)] == [i.id]
@@ -243,6 +246,17 @@ def test_a_foreign_position_is_a_difference(stage):
     i = stage.wish('BTCUSDT', 'BUY', 900.); minutes(stage, g)
     assert {Reason.NOT_TRADABLE, Reason.POSITION_EXISTS} <= set(stage.journal.one(sa.select(schema.verdicts).where(schema.verdicts.c.intent_id == i.id))['reasons'])
     assert g.ledger.orders == {}
+
+
+def test_an_empty_journal_leaves_the_stops_of_what_it_does_not_know(stage, tmp_path):
+    "A second home on an account that holds something: it may not undress the positions of the first"
+    g = begin(stage); stage.wish('ETHUSDT', 'BUY', 900.); g.step(); minutes(stage, g)
+    rests = {a.client for a in stage.venue.waiting['ETHUSDT'].values()}
+    journal = Journal(Home(tmp_path).journal)
+    other = Gateway(stage.settings, Home(tmp_path), journal, stage.connect()); other.start(); minutes(stage, other, 3)
+    assert rests and {a.client for a in stage.venue.waiting['ETHUSDT'].values()} == rests and not bare(stage.venue)
+    assert {a['code'] for a in journal.rows(schema.alerts) if a['level'] == 'critical'} == {Reason.FOREIGN}
+    journal.close()
 
 
 @pytest.mark.parametrize('change', ({'action': 'foo'}, {'side': 'UP'}, {'regime': None}, {'more': 1}), ids=str)
@@ -265,3 +279,10 @@ def test_what_goes_together_with_its_position_is_no_orphan(stage):
         if stage.journal.rows(schema.outcomes): break
     assert stage.journal.rows(schema.outcomes) and not stage.venue.waiting.get('ETHUSDT')
     assert not [a for a in stage.journal.rows(schema.alerts) if 'orphan' in a['message'] or a['code'] == Reason.ORPHAN]
+
+
+def test_a_stop_that_was_lost_with_its_position_keeps_nobody_awake(stage):
+    "The news that a stop is gone may come after the position is: there is nothing left to protect, and no reason to look every second"
+    g = begin(stage)
+    g.desk.lost['gone'] = Reason.STOP_LOST; assert g.urgent
+    minutes(stage, g); assert not g.urgent and not g.desk.lost
