@@ -20,8 +20,9 @@ from pathlib import Path
 from ..core.clock import iso
 from ..core.ids import canonical, digest
 from ..data.features import FEATURES
-from .boosting import KINDS
+from .calibrate import Gate
 from .forecast import HORIZONS
+from .train import KINDS
 
 # %% ../../nbs/models/05_registry.ipynb #4520f47d
 class ModelRefused(Exception):
@@ -53,7 +54,7 @@ def _replace(
     os.replace(tmp, path); _sync(path.parent)
 
 # %% ../../nbs/models/05_registry.ipynb #2acd846f
-LIBRARIES = ('quantlib', 'numpy', 'pandas', 'xgboost', 'lightgbm', 'TA-Lib')
+LIBRARIES = ('quantlib', 'numpy', 'pandas', 'xgboost', 'lightgbm', 'torch', 'safetensors', 'TA-Lib')
 
 def _sha(path:Path) -> str: # 64 hex digits
     "The SHA-256 of a file"
@@ -76,7 +77,7 @@ def describe(
     "All that is known about a model, with its digest and seal"
     f = trained.forecaster
     m = dict(kind=f.kind, files=files, features=list(f.features), features_digest=digest(list(f.features)), candle_version=candle_version,
-        span=trained.span, seed=trained.seed, metrics=trained.metrics, created_at=created_at,
+        span=trained.span, seed=trained.seed, metrics=trained.metrics, gate=trained.gate.as_dict(), created_at=created_at,
         versions={n: version(n) for n in LIBRARIES} | dict(python=platform.python_version()))
     name, seal = _names(m)
     return m | dict(digest=name, seal=seal)
@@ -170,12 +171,14 @@ def load(self:Registry,
     def no(why): raise ModelRefused(kind, digest, why)
     m, folder = self.manifest(kind, digest), self.root/kind/digest
     if m['features'] != self.features: no(_differ(m['features'], self.features))
+    if 'gate' not in m: no('it was saved without the range of what it learnt from; retrain')
     for name, sha in m['files'].items():
         if not (folder/name).is_file(): no(f'its file {name} is missing; restore it or retrain')
         if _sha(folder/name) != sha: no(f'the hash of {name} is wrong: the file was changed or cut; restore it or retrain')
     try: f = self.kinds[kind].load(folder)
     except Exception as e: no(f'its library cannot read it ({type(e).__name__}: {e}); it was written with {m["versions"]}; retrain')
     if list(f.features) != m['features']: no('its files name other features than its manifest; retrain')
+    f.card, f.gate, f.created_at = m['metrics'], Gate(**m['gate']), m['created_at']
     return f
 
 # %% ../../nbs/models/05_registry.ipynb #18911998

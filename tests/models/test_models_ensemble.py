@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from quantlib.core.types import SignalPath
-from quantlib.models.ensemble import blend, vote
+from quantlib.models.ensemble import FLOOR, blend, kept, vote, weigh
 from quantlib.models.forecast import LEAST, Forecast
 
 KINDS, SYMBOLS, HW = ('a', 'b', 'c'), ('X', 'Y', 'Z'), {1: .3, 4: .4, 24: .3}
@@ -68,3 +68,46 @@ def test_a_vote_that_is_not_wired_is_refused(kw, words):
     good = dict(forecasts=[_one('a')], weights={'a': 1.}, horizon_weights=HW, missing={'b': 'x'}, members=('a', 'b'), symbols=('X',))
     vote(**good)
     with pytest.raises(ValueError, match=words): vote(**good | kw)
+
+
+# Weights
+
+DESIGN = {'a': .1, 'b': .3, 'c': .6}
+def _card(ic, se): return {f'h{h}': dict(rank_ic=ic, rank_ic_t=ic/se) for h in (1, 4, 24)}
+card = st.none() | st.tuples(st.floats(-.1, .1).filter(lambda x: abs(x) > 1e-6), st.floats(1e-4, .1))
+
+
+@given(st.tuples(*[card]*3))
+@settings(max_examples=100, deadline=None)
+def test_weights_are_positive_shares_whatever_the_cards_say(cards):
+    w = weigh(DESIGN, {k: {} if c is None else _card(*c) for k, c in zip(KINDS, cards)}).weights
+    assert np.allclose(np.sum(list(w.values()), 0), 1) and all(x > 0 for v in w.values() for x in v)
+
+
+def test_differences_within_the_noise_leave_the_design():
+    w = weigh(DESIGN, {'a': _card(.030, .003), 'b': _card(.028, .003), 'c': _card(.027, .003)})
+    assert {k: v[0] for k, v in w.weights.items()} == pytest.approx(DESIGN) and '0% of the differences kept' in w.why
+
+
+def test_a_member_that_stands_out_gains_and_one_that_fails_keeps_a_tenth():
+    better = weigh(DESIGN, {'a': _card(.06, .001), 'b': _card(.02, .001), 'c': _card(.02, .001)}).weights
+    assert better['a'][0] > 1.5*DESIGN['a'] and better['b'][0]/better['c'][0] == pytest.approx(.5)
+    worse = weigh(DESIGN, {'a': _card(.03, .001), 'b': _card(.03, .001), 'c': _card(-.03, .001)}).weights
+    assert worse['c'][0]/worse['b'][0] == pytest.approx(FLOOR*.6/(worse['b'][0]*0 + .3*(1 + kept([(.03, .001)]*2 + [(-.03, .001)])*2)), rel=1e-6)
+
+
+def test_members_without_a_card_and_members_that_all_fail_keep_the_design():
+    w = weigh(DESIGN, {'a': {}, 'b': _card(.05, .001), 'c': _card(.01, .001)}).weights
+    assert w['b'][0]/w['c'][0] > .5 and w['a'][0] == pytest.approx(.1/(.1 + .3*(1 + kept([(.05, .001), (.01, .001)])*2/3) + .6*(1 - kept([(.05, .001), (.01, .001)])*2/3)))
+    assert {k: v[0] for k, v in weigh(DESIGN, {k: _card(x, .001) for k, x in zip(KINDS, (-.05, -.01, -.02))}).weights.items()} == pytest.approx(DESIGN)
+
+
+def test_a_horizon_is_weighed_by_its_own_card():
+    cards = {k: _card(.02, .001) for k in KINDS}; cards['a']['h4'] = dict(rank_ic=.08, rank_ic_t=80.)
+    w = weigh(DESIGN, cards).weights['a']
+    assert w[1] > w[0] == pytest.approx(.1) and w[2] == w[0]
+
+
+@given(st.lists(st.tuples(st.floats(-.1, .1), st.floats(0, .1)), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_kept_is_a_share(skills): assert 0 <= kept(skills) <= 1

@@ -1,19 +1,24 @@
 "The registry under damage, crashes and concurrent writers"
 import json, os, pickletools, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
-from quantlib.models.boosting import KINDS
+import numpy as np, pytest
+from quantlib.models.calibrate import Gate
+from quantlib.models.fit import Recipe
 from quantlib.models.registry import ModelRefused, Registry
-from quantlib.models.train import Trained
+from quantlib.models.train import KINDS, Trained
 
 CARD = {f'h{h}': dict(rank_ic=.01, beats_zero=False) for h in (1, 4, 24)}
-FILES = {'xgboost': ['h1.ubj', 'h24.ubj', 'h4.ubj'], 'lightgbm': ['h1.txt', 'h24.txt', 'h4.txt']}
+FILES = {'xgboost': ['h1.ubj', 'h24.ubj', 'h4.ubj'], 'lightgbm': ['h1.txt', 'h24.txt', 'h4.txt'], 'ridge': ['ridge.safetensors'], 'nhits': ['net.safetensors']}
 AT = 1_767_225_600_000
 
 
+def _gate(panel): return Gate(panel.features, (-1.,)*len(panel.features), (1.,)*len(panel.features), .25, .5, 3)
+
+
 def _trained(panel, kind, seed=1):
-    X, Y = panel
-    return Trained(KINDS[kind](rounds=5).fit(X, Y, seed), CARD, dict(start='2026-01-01T00:00Z', end='2026-01-30T03:00Z', rows=len(X)), seed)
+    m = KINDS[kind](rounds=5) if kind in ('xgboost', 'lightgbm') else KINDS[kind]()
+    if kind == 'nhits': m.recipe = Recipe(steps=2, batch=64, checks=1)
+    return Trained(m.fit(panel, seed), CARD, _gate(panel), dict(start='2026-01-01T00:00Z', end='2026-01-30T03:00Z', rows=len(panel)), seed)
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +27,7 @@ def two(planted): return {k: _trained(planted, k) for k in FILES}
 
 @pytest.fixture(scope='module')
 def kept(planted, two, tmp_path_factory):
-    reg = Registry(tmp_path_factory.mktemp('reg'), features=planted[0].columns)
+    reg = Registry(tmp_path_factory.mktemp('reg'), features=planted.features)
     ids = {k: reg.save(t, 3, AT) for k, t in two.items()}
     for k, d in ids.items(): reg.promote(k, d, AT)
     return reg, ids
@@ -54,7 +59,7 @@ def test_every_damage_to_every_file_is_refused_and_the_other_model_still_serves(
     assert set(missing) == {kind} and name in missing[kind] and set(models) == set(FILES) - {kind}
 
 
-@pytest.mark.parametrize('key', ['files', 'features', 'features_digest', 'candle_version', 'span', 'seed', 'metrics', 'created_at', 'versions', 'kind', 'digest', 'seal'])
+@pytest.mark.parametrize('key', ['files', 'features', 'features_digest', 'candle_version', 'span', 'seed', 'metrics', 'gate', 'created_at', 'versions', 'kind', 'digest', 'seal'])
 @pytest.mark.parametrize('how', ['change', 'drop'])
 def test_no_line_of_a_manifest_can_be_edited(reg, key, how):
     reg, ids = reg; p = reg.root/'xgboost'/ids['xgboost']/'manifest.json'; m = json.loads(p.read_text())
@@ -91,18 +96,18 @@ def test_other_features_are_refused(reg, change):
 
 def test_a_file_the_library_cannot_read_is_refused_even_with_a_right_hash(planted, tmp_path, two):
     class Broken:
-        kind, features = 'xgboost', tuple(planted[0].columns)
+        kind, features = 'xgboost', tuple(planted.features)
         def save(self, folder):
             names = two['xgboost'].forecaster.save(folder); (Path(folder)/'h4.ubj').write_bytes(b'{L'); return names
-    reg = Registry(tmp_path, features=planted[0].columns)
-    d = reg.save(Trained(Broken(), CARD, two['xgboost'].span, 1), 3, AT)
+    reg = Registry(tmp_path, features=planted.features)
+    d = reg.save(Trained(Broken(), CARD, _gate(planted), two['xgboost'].span, 1), 3, AT)
     with pytest.raises(ModelRefused, match='library cannot read'): reg.load('xgboost', d)
     with pytest.raises(ModelRefused): reg.promote('xgboost', d, AT)
     assert reg.champion() == {}
 
 
 def test_digest_is_content_and_not_time(planted, two, tmp_path):
-    a, b = Registry(tmp_path/'a', features=planted[0].columns), Registry(tmp_path/'b', features=planted[0].columns)
+    a, b = Registry(tmp_path/'a', features=planted.features), Registry(tmp_path/'b', features=planted.features)
     same = _trained(planted, 'lightgbm')
     d = a.save(two['lightgbm'], 3, AT)
     assert d == b.save(same, 3, AT + 5) and d != b.save(same, 4, AT) and d != b.save(_trained(planted, 'lightgbm', 2), 3, AT)
@@ -112,7 +117,7 @@ def test_digest_is_content_and_not_time(planted, two, tmp_path):
 def test_loaded_models_answer_with_the_same_bits(kept, two, planted):
     models, missing = kept[0].load_champions(tuple(FILES))
     assert not missing
-    for k, (d, f) in models.items(): assert d == kept[1][k] and (f.predict(planted[0]) == two[k].forecaster.predict(planted[0])).all()
+    for k, (d, f) in models.items(): assert d == kept[1][k] and f.gate == two[k].gate and np.array_equal(f.predict(planted), two[k].forecaster.predict(planted), equal_nan=True)
 
 
 def test_saving_again_heals_a_damaged_model(reg, two):
@@ -124,7 +129,7 @@ def test_saving_again_heals_a_damaged_model(reg, two):
 
 @pytest.mark.parametrize('step', range(1, 12))
 def test_a_crash_at_any_disk_step_of_save_leaves_no_half_model(planted, two, tmp_path, monkeypatch, step):
-    reg, n = Registry(tmp_path, features=planted[0].columns), [0]
+    reg, n = Registry(tmp_path, features=planted.features), [0]
     def dying(real):
         def f(*a, **kw):
             n[0] += 1
@@ -162,7 +167,7 @@ def test_kill_9_while_promoting_never_leaves_an_unreadable_pointer(reg, planted)
     reg, ids = reg; new = reg.save(_trained(planted, 'xgboost', 2), 3, AT)
     code = ('import sys; from quantlib.models.registry import Registry; r = Registry(sys.argv[1], features=sys.argv[4].split(","))\n'
             'print("go", flush=True)\nwhile True:\n  for d in sys.argv[2:4]: r.promote("xgboost", d, 1)')
-    for wait in (.0, .02, .05, .09):
+    for wait in (.0, .05):
         p = subprocess.Popen([sys.executable, '-c', code, str(reg.root), ids['xgboost'], new, ','.join(reg.features)], stdout=subprocess.PIPE)
         p.stdout.readline(); time.sleep(wait); p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
         assert reg.champion()['xgboost'] in (ids['xgboost'], new) and reg.champion()['lightgbm'] == ids['lightgbm']
@@ -174,8 +179,8 @@ def test_writers_side_by_side_lose_nothing(reg, planted):
     code = ('import sys; from quantlib.models.registry import Registry; r = Registry(sys.argv[1], features=sys.argv[4].split(","))\n'
             'for i in range(20): r.promote(sys.argv[2], sys.argv[3], i)')
     reg.pointer.unlink()
-    ps = [subprocess.Popen([sys.executable, '-c', code, str(reg.root), k, d, ','.join(reg.features)]) for k, d in ids.items()]
-    assert [p.wait() for p in ps] == [0, 0] and reg.champion() == ids
+    ps = [subprocess.Popen([sys.executable, '-c', code, str(reg.root), k, d, ','.join(reg.features)]) for k, d in list(ids.items())[:2]]
+    assert [p.wait() for p in ps] == [0, 0] and reg.champion() == dict(list(ids.items())[:2])
 
 
 # Pointer
@@ -215,7 +220,7 @@ def test_an_empty_registry_names_every_missing_member(tmp_path):
 def test_nothing_kept_is_a_pickle(kept):
     for p in kept[0].root.rglob('*'):
         if not p.is_file(): continue
-        assert p.suffix in ('.json', '.ubj', '.txt') or p.name == '.lock'
+        assert p.suffix in ('.json', '.ubj', '.txt', '.safetensors') or p.name == '.lock'
         b = p.read_bytes()
         assert not b.startswith(b'\x80') and b'pickle' not in b
         if b:
