@@ -22,7 +22,7 @@ SLOT, NAMES = parse_iso('2025-03-01T00:00Z'), ('ADAUSDT', 'BTCUSDT', 'DOGEUSDT',
 def world(tmp_path_factory):
     "Three published cycles, one of them without models"
     folder = tmp_path_factory.mktemp('parity')
-    s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 660, 'snapshot_bars': 600}, 'models': {'rounds': 5}, 'strategy': {'min_confidence': .5005}})
+    s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 660, 'snapshot_bars': 600}, 'models': {'rounds': 5, 'members': 'xgboost, lightgbm'}, 'strategy': {'min_confidence': .5005}})
     store, registry, j = CandleStore(folder/'candles'), Registry(folder/'models'), Journal(f'sqlite:///{folder}/journal.db')
     px = market(list(NAMES), SLOT - 660*HOUR, 664, seed=9)
     store.append(px[px.open_time.astype('int64') < SLOT].reset_index(drop=True))
