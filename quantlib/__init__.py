@@ -2,7 +2,7 @@
 
 Modules:
 
-- `quantlib.cli.cli`: `quantlib demo · up · sandbox · run · data · train · audit · why · signal · kill · doctor`
+- `quantlib.cli.cli`: `quantlib demo · up · sandbox · run · data · train · score · leaks · bench · audit · why · signal · kill · arm · doctor`
 - `quantlib.cli.demo`: The whole fund over two simulated days, ending with proof
 - `quantlib.cli.processes`: The parts as child processes: started, watched, restarted, stopped
 - `quantlib.cli.readme`: The project's front page, made from its first notebook
@@ -19,11 +19,19 @@ Modules:
 - `quantlib.execution.client`: python-binance pointed at the right exchange, with errors that leak nothing and failures that are not taken for answers
 - `quantlib.execution.desk`: Journal first, send once, then prove
 - `quantlib.execution.gateway`: The one process that trades: it disposes of what the notebooks propose
-- `quantlib.execution.guard`: No position without a stop for longer than its deadline, whatever goes wrong
+- `quantlib.execution.guard`: No position without a stop for longer than its deadline, as long as the exchange can be reached and the switch allows it
+- `quantlib.execution.intake`: Every wish is judged once, and what is approved is sent once
+- `quantlib.execution.keys`: Where the trading key comes from, what it may do, and what a human must say before it trades for real
+- `quantlib.execution.kill`: Five levels of stopping, kept in one file that needs nothing else to work
+- `quantlib.execution.lease`: One gateway leads an account, and one that has lost its place cannot act on it
+- `quantlib.execution.ledger`: What the gateway knows, and what it has still to write down
 - `quantlib.execution.orders`: The life of an order as a state machine that does no I/O
 - `quantlib.execution.reconcile`: What the exchange holds, compared with what the journal says it holds
 - `quantlib.execution.rehearsal`: A market, an exchange and a journal in one process, to practise on
 - `quantlib.execution.rules`: The exchange's filters, and exact rounding that never asks for more
+- `quantlib.execution.stream`: What the exchange says by itself, and the knowledge that something was not heard
+- `quantlib.execution.throttle`: How many messages may be sent, with a part of them kept for getting out
+- `quantlib.execution.watch`: What must be true of the world before anything is opened
 - `quantlib.exits.levels`: The prices at which a position ends: stop, target, half-way target, and a stop that follows
 - `quantlib.exits.plan`: Which protective orders a position should have, which it has, and the difference
 - `quantlib.journal.bus`: Messages that cannot be lost, because they are rows of the transaction that caused them
@@ -33,33 +41,52 @@ Modules:
 - `quantlib.learning.outcomes`: Closed positions with everything that was believed when they were opened
 - `quantlib.learning.retrain`: A new version of every model from the candles before the slot, and a champion that gives way only to a better one
 - `quantlib.learning.sample`: A day of a small fund, written from a seed into a journal, for lessons and tests to read
-- `quantlib.models.boosting`: Two kinds of boosted trees that forecast where a return is centred, with a trust and a width measured on bars they did not learn from
+- `quantlib.models.common`: Where all symbols go together, forecast apart and, as a rule, as nothing
 - `quantlib.models.ensemble`: The weighted vote of the models that are there, and a path that says which ones were not
+- `quantlib.models.fit`: The lean training loop of the networks: windows that are views, dropout from random bytes, and the weights that were best on validation
 - `quantlib.models.forecast`: What a model says about a symbol: five quantiles of its scaled return at three horizons, never a bare number
+- `quantlib.models.linear`: The ladder that every model has to climb: the last sign, momentum, and a ridge over ranks
+- `quantlib.models.located`: A forecaster as a centre for each horizon, a trust that shrinks it, and a width that follows what was last known
+- `quantlib.models.networks`: N-HiTS and PatchTST over the last returns, with the order of the symbols beside them
+- `quantlib.models.nhits`: A network that looks at a window through three sieves and draws the future with as many points as each sieve can tell apart
+- `quantlib.models.panel`: What every model sees: indicators, their ranks among the symbols of the hour, and windows of returns
+- `quantlib.models.patchtst`: A transformer whose words are pieces of a window, so that attention compares hours of days instead of single hours
 - `quantlib.models.registry`: Where models are kept, how one becomes champion, and why a damaged one is never served
+- `quantlib.models.ridge`: The next steps as a linear map of the steps before, solved in closed form: the baseline that every network has to beat
 - `quantlib.models.train`: From closed candles to fitted forecasters, with a report card that says so when a model is no better than expecting nothing
+- `quantlib.models.validate`: Splits in time that no label reaches across, and scores that know how few independent hours there are
 - `quantlib.ops.alerts`: What a person should know, from the journal to a log file, each alert once
 - `quantlib.ops.audit`: What was designed, what ran, and the evidence, wire by wire
+- `quantlib.ops.invariants`: What must be true whatever the exchange, the network and the machine do
 - `quantlib.ops.reports`: An executed notebook becomes one quiet page that anybody can open and that asks nobody else for anything
+- `quantlib.ops.watch`: Every instant of an exchange in this process, judged
 - `quantlib.ops.why`: From any fill or order back to the intent, the verdict, the votes, the models, the candles and the notebook that caused it
 - `quantlib.ops.wires`: Every hop from candle to outcome as one declared rule that reads the journal and says green, red or grey
 - `quantlib.research.backtest`: What a table of sides would have earned after fees, slippage and funding, filled one bar later
+- `quantlib.research.comparison`: From raw candles to a verdict on every model, in the minutes of one coffee
+- `quantlib.research.leaks`: The whole pipeline on histories cut at many bars, thirty planted leaks that must be found, and a canary for what cutting cannot see
+- `quantlib.research.longhorizon`: How far the forecasters see on public data, measured as the literature should have measured it
 - `quantlib.research.parity`: A cycle of the past, decided again from the journal's record, equal to the last bit
 - `quantlib.research.plots`: The figures of the suite, drawn from the journal's rows
+- `quantlib.research.scoreboard`: Every model, their vote and the simplest rules, judged side by side on months that none of them has seen
+- `quantlib.research.stats`: What a Sharpe ratio is worth once its length, its shape and the number of attempts behind it are counted
 - `quantlib.risk.breakers`: Circuit breakers that stay open until a person closes them, also across a restart
 - `quantlib.risk.limits`: The gate every intent must pass: approved, reduced or rejected, with every reason that applies
 - `quantlib.risk.portfolio`: What the book holds, what moves together, and how much room each limit leaves
 - `quantlib.risk.sizing`: How much to put on: more when the vote is surer, less when the market is wilder or the book is fuller
 - `quantlib.sandbox.account`: Positions, margin, fees and funding, to the last decimal
+- `quantlib.sandbox.algos`: Conditional orders: they wait outside the book and become ordinary orders when a price comes
 - `quantlib.sandbox.book`: Orders as the exchange sees them: what it refuses, what fills, what triggers
 - `quantlib.sandbox.contracts`: What each perpetual may be traded in: ticks, steps, limits and leverage tiers
 - `quantlib.sandbox.exchange`: The whole venue as one object: a clock that is told, a book, an account, and events
 - `quantlib.sandbox.faults`: Making the exchange misbehave on purpose, before or after it did what it was asked
+- `quantlib.sandbox.liquidation`: What the exchange takes by itself: funding, positions that can no longer be carried, and contracts that end
 - `quantlib.sandbox.market`: A price for every instant, from candles that only say open, high, low and close
 - `quantlib.sandbox.private`: Account, positions and orders, in the shapes that clients parse
 - `quantlib.sandbox.rest`: Requests in, JSON out: signatures, weights and the public market data
 - `quantlib.sandbox.server`: The exchange on a port of this machine, with a clock that can be told
 - `quantlib.sandbox.streams`: What a subscriber hears when the clock moves
+- `quantlib.sandbox.tape`: Made-up trades and statistics, the same at every look
 - `quantlib.schedule.jobs`: What a scheduled notebook may be asked, and what it finds when it opens its run
 - `quantlib.schedule.kernels`: Jupyter kernels that start in a tenth of a second because their libraries are loaded already
 - `quantlib.schedule.ledger`: Who runs what for which slot, written down before it runs

@@ -14,7 +14,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 # %% ../../nbs/learning/03_retrain.ipynb #abff1155
-from ..core.clock import HOUR, iso
+from ..core.clock import HOUR, MINUTE, iso
 from ..core.settings import Settings
 from ..core.types import Reason
 from ..data.candles import CandleStore
@@ -22,6 +22,7 @@ from ..journal import schema
 from ..journal.store import Journal
 from ..models.registry import ModelRefused, Registry
 from ..models.train import train
+from ..strategy.decide import PERIODS, aged
 
 # %% ../../nbs/learning/03_retrain.ipynb #c6a8c426
 def history(
@@ -44,14 +45,16 @@ def skill(
 def champion_skill(
     registry:Registry,
     kind:str,
-) -> tuple: # Digest, or None without a champion; its skill, or None where it cannot be served
+    settings:Settings, # For the retrain period
+    slot:int, # ms UTC
+) -> tuple: # Digest, or None without a champion; its skill, or None where it has no claim; why it has none
     "The champion of `kind` and how good it was"
-    try: digest = registry.champion().get(kind)
-    except ModelRefused: return None, None
-    if digest is None: return None, None
-    try: registry.load(kind, digest)
-    except ModelRefused: return digest, None
-    return digest, skill(registry.manifest(kind, digest)['metrics'])
+    digest = registry.champion().get(kind)
+    if digest is None: return None, None, 'the first champion'
+    try: model = registry.load(kind, digest)
+    except ModelRefused: return digest, None, f'champion {digest} cannot be served'
+    if aged(model, slot + settings.jobs.retrain*MINUTE, settings): return digest, None, f'champion {digest} would be older than {PERIODS} retrain periods before the next retrain'
+    return digest, skill(model.card), ''
 
 # %% ../../nbs/learning/03_retrain.ipynb #0df97cbe
 def announce(
@@ -85,14 +88,15 @@ def settle(
     journal:Journal,
     run_id:str,
     at:int, # ms UTC
+    settings:Settings, # For the retrain period
+    slot:int, # ms UTC
 ) -> dict: # What became of it
     "Save one trained model and let it have the champion's place if it is not worse"
     kind, mine = trained.forecaster.kind, skill(trained.metrics)
-    old, theirs = champion_skill(registry, kind)
+    old, theirs, unfit = champion_skill(registry, kind, settings, slot)
     digest = registry.save(trained, version, at)
     promote = digest != old and (theirs is None or mine >= theirs)
-    why = 'the first champion' if old is None else 'the same version as the champion' if digest == old else \
-        f'champion {old} cannot be served' if theirs is None else f'skill {mine:+.4%} {"≥" if promote else "<"} {theirs:+.4%} of {old}'
+    why = 'the same version as the champion' if digest == old else unfit or f'skill {mine:+.4%} {"≥" if promote else "<"} {theirs:+.4%} of {old}'
     if promote: registry.promote(kind, digest, at)
     announce(journal, registry, kind, digest, why, run_id, at)
     return dict(kind=kind, digest=digest, champion=registry.champion()[kind], promoted=promote, skill=mine, champion_skill=theirs, why=why)
@@ -117,4 +121,4 @@ def retrain(
     "Train every member at `slot`, and promote what is not worse"
     m, version = settings.models, store.version
     done = train(history(store, settings, slot), list(m.members), settings.suite.seed, train_end=slot, threads=m.threads, rounds=m.rounds)
-    return Retrained({t.forecaster.kind: settle(t, version, registry, journal, run_id, at) for t in done})
+    return Retrained({t.forecaster.kind: settle(t, version, registry, journal, run_id, at, settings, slot) for t in done})

@@ -113,7 +113,7 @@ def trade(self:Scribe, slot, delay_s=10) -> list: # Intents
     record = dict(slot=slot, marks={}, funding={}, bars=500, symbols=list(self.symbols), excluded={}, peers={})
     shot = SimpleNamespace(slot=slot, candle_version=slot//HOUR % 1000, digest=digest(slot), record=lambda: record)
     before, earned = self.policy, self.earned(slot); self.policy = meta.update(before, earned, .02, 8.)
-    made = SimpleNamespace(signals=[d.signal for d in decisions], decisions=decisions, intents=intents, policy_after=self.policy, playbook_returns=earned)
+    made = SimpleNamespace(signals=[d.signal for d in decisions], decisions=decisions, intents=intents, policy_after=self.policy, playbook_returns=earned, gone={})
     with self.journal.write() as c: self.run(c, 'ingest', slot, 5); run = self.run(c, 'trade', slot, delay_s); self.run(c, 'audit', slot, 40)
     publish(self.journal, run, 'paper', shot, made, ({k: (d, None) for k, d in self.champions.items()}, {}), Book(slot, self.wallet, 14_000.), before, 'sample', 'sample', at)
     return intents
@@ -227,7 +227,7 @@ def sample_home(
 ) -> tuple: # `Home`, `Journal`, `Settings`, and the end of the day in ms UTC
     "A home with the journal of `sample` and what belongs to it"
     home, symbols, start = conf.Home(folder), kw.get('symbols', SYMBOLS), kw.get('start', START)
-    settings, end = conf.load(overrides={'universe': {'symbols': symbols}}), start + hours*HOUR
+    settings, end = conf.load(overrides={'universe': {'symbols': symbols}, 'models': {'members': KINDS}}), start + hours*HOUR
     conf.save(settings, home)
     j = sample(home.journal, hours, **kw)
     CandleStore(home.candles).append(market(symbols, start - 24*HOUR, hours + 23, kw.get('seed', 7)))

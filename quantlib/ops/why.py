@@ -45,7 +45,7 @@ def find(
 def _vote(v):
     "A vote in a few words"
     hours = ', '.join(f'{h} h {p:.3f}' for h, p in v['by_horizon'].items())
-    return f'{v["kind"]} `{v["digest"]}` {v["p_up"]:.3f} up ({hours})'
+    return f'{v["kind"]} `{v["digest"]}` {v["p_up"]:.3f} up ({hours})' + (f', on a bar unlike all it learnt from: {v["odd"]}' if v.get('odd') else '')
 
 def _reasons(codes):
     "Reason codes with their meaning"
@@ -108,8 +108,9 @@ def beside(
     if table == 'intents': return get('verdicts', schema.verdicts.c.intent_id == row['id'])
     if table != 'cycles': return []
     s = row['snapshot']
+    market = ', '.join(f'{h} h {x["p_up"]:.3f}' for h, x in s.get('common', {}).items() if h != 'missing')
     candles = Step('candles', f'version {row["candle_version"]}', f'{len(s["symbols"])} contracts, {s["bars"]} closed bars each, known at {iso(s["slot"])}, snapshot `{s.get("digest", "")}`' +
-                   (f', left out {_numbers(s["excluded"])}' if s['excluded'] else ''), row['slot'], s)
+                   (f', left out {_numbers(s["excluded"])}' if s['excluded'] else '') + (f', all symbols together up {market}' if market else ''), row['slot'], s)
     return get('models', schema.models.c.digest.in_(row['models'].values())) + [candles]
 
 # %% ../../nbs/ops/03_why.ipynb #fc4ba8b3

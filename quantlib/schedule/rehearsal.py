@@ -73,7 +73,7 @@ def _home(slot):
     atexit.register(folder.cleanup)
     home = conf.Home(Path(folder.name))
     s = conf.load(overrides={'suite': {'mode': 'paper'}, 'universe': {'symbols': SYMBOLS, 'history_bars': BARS - 20, 'snapshot_bars': 600},
-                             'models': {'rounds': 12}, 'execution': {'url': server.url}})
+                             'models': {'rounds': 12, 'members': 'xgboost, lightgbm'}, 'execution': {'url': server.url}})
     conf.save(s, home)
     j, equity = Journal(home.journal), s.sandbox.equity
     with j.write() as c: upsert(c, schema.equity, {'at': slot}, dict(wallet=equity, unrealized=0, equity=equity, gross=0, positions=0, day_open=equity))

@@ -74,14 +74,18 @@ def payload(i) -> dict: # JSON content
     return {k: getattr(v, 'value', v) for k, v in asdict(i).items()}
 
 # %% ../../nbs/strategy/05_record.ipynb #33f2ca84
-def _tell(journal, c, cycle, result, gone, at, run):
-    "Alerts of a cycle: missing models, degraded and fallback votes"
-    for kind, why in gone.items(): journal.alert(at, 'critical', Reason.MODEL_REFUSED, f'{kind}: {why}', cause=cycle, run_id=run, c=c)
+def _tell(journal, c, cycle, result, at, run):
+    "Alerts of a cycle: silent models, degraded and fallback votes, bars unlike the learnt ones"
+    for kind, (code, why) in result.gone.items(): journal.alert(at, 'critical', code, f'{kind}: {why}', cause=cycle, run_id=run, c=c)
     paths = [s.path for s in result.signals]
     missing = sorted({f'{k}: {why}' for s in result.signals for k, why in s.missing.items()})
     for code, path, level in ((Reason.DEGRADED_VOTE, SignalPath.DEGRADED, 'warning'), (Reason.FALLBACK_USED, SignalPath.FALLBACK, 'critical')):
         n = paths.count(path)
         if n: journal.alert(at, level, code, f'{n} of {len(paths)} signals are {path.value}: {"; ".join(missing)[:600]}', cause=cycle, run_id=run, c=c)
+    a, code = schema.alerts.c, Reason.OUT_OF_DISTRIBUTION
+    told = set(c.scalars(sa.select(a.cause).where(a.code == code.value, a.at >= floor(at, DAY))))
+    for s in result.signals:
+        if s.odd and s.symbol not in told: journal.alert(at, 'warning', code, f'{s.symbol}: {"; ".join(f"{k} says {why}" for k, why in s.odd.items())}; nothing is opened in it', cause=s.symbol, run_id=run, c=c)
 
 # %% ../../nbs/strategy/05_record.ipynb #7f4d392a
 STREAM = 'trade.intent'  # the stream of the bus that the gateway reads
@@ -110,5 +114,5 @@ def publish(
         for i in result.intents:
             journal.add(c, schema.intents, intent_row(cycle, i))
             bus.publish(c, STREAM, i.id, payload(i), at)
-        _tell(journal, c, cycle, result, served[1], at, run)
+        _tell(journal, c, cycle, result, at, run)
     return cycle

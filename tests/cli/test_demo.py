@@ -127,10 +127,10 @@ def test_data_doctor_and_kill(home):
     d = json.loads(quantlib('data', '--home', home.path, '--json').stdout)
     assert d['symbols'] == 42 and d['gaps'] == 0
     assert quantlib('doctor', '--home', home.path).returncode == 0
-    assert quantlib('kill', '--home', home.path, '--reason', 'test').returncode == 0 and home.kill.exists()
+    assert quantlib('kill', 'pause', '--home', home.path, '--why', 'test').returncode == 0 and home.kill.exists()
     assert quantlib('doctor', '--home', home.path).returncode == 1, 'a set kill switch is a problem'
-    assert quantlib('kill', '--clear', '--home', home.path).returncode == 2, 'lifting it needs a reason'
-    assert quantlib('kill', '--clear', '--reason', 'tested', '--home', home.path).returncode == 0 and not home.kill.exists()
+    assert quantlib('kill', 'clear', '--home', home.path).returncode == 2, 'lifting it needs a reason'
+    assert quantlib('kill', 'clear', '--why', 'tested', '--home', home.path).returncode == 0 and not home.kill.exists()
 
 
 def test_an_unreachable_exchange_is_one_sentence(home):

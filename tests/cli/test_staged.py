@@ -43,7 +43,7 @@ def test_consumer_stopped(fund):
 
 def test_stop_refused(fund):
     refuse = {'match': {'method': 'POST', 'path': '/fapi/v1/algoOrder'}, 'phase': 'instead', 'count': 10_000,
-              'effect': {'http': [400, '{"code":-4120,"msg":"Order type not supported for this endpoint."}']}}
+              'effect': 'http', 'args': {'status': 400, 'body': {'code': -4120, 'msg': 'Order type not supported for this endpoint.'}}}
     assert requests.post(f'{fund.server.url}/_sim/fault', json=refuse, timeout=5).ok
     a = fund.hours(3).audit()
     assert a.red == ('protection',), str(a)

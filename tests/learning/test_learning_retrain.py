@@ -11,6 +11,7 @@ from quantlib.journal.store import Journal
 from quantlib.learning import retrain as module
 from quantlib.learning.retrain import history, retrain, skill
 from quantlib.models.registry import Registry
+from quantlib.strategy.decide import aged
 
 SLOT = parse_iso('2025-03-01T00:00Z')
 NAMES = tuple(f'C{i}USDT' for i in range(8))
@@ -19,7 +20,7 @@ NAMES = tuple(f'C{i}USDT' for i in range(8))
 class World:
     "A store, a registry and a journal"
     def __init__(self, folder, bars=560, extra=24):
-        self.s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 560}, 'models': {'rounds': 5}})
+        self.s = load(overrides={'universe': {'symbols': NAMES, 'history_bars': 560}, 'models': {'rounds': 5, 'members': 'xgboost, lightgbm'}})
         self.store, self.registry, self.j = CandleStore(folder/'candles'), Registry(folder/'models'), Journal(f'sqlite:///{folder}/journal.db')
         self.store.append(market(list(NAMES), SLOT - bars*HOUR, bars + extra, seed=4))
 
@@ -77,6 +78,18 @@ def test_the_champion_gives_way_only_to_one_that_is_not_worse(world, monkeypatch
     assert world.newest() == champion
     assert set(world.j.frame(S.alerts).code[2:]) == {'promoted' if promoted else 'kept'}
     for k in champion: world.registry.load(k, r[k]['digest'])
+
+
+def test_a_champion_that_keeps_winning_gives_way_before_it_is_too_old_to_vote(world, monkeypatch):
+    "Kept twice; at the third retraining it would be silent before the fourth, so a worse challenger takes its place"
+    first, period = {k: x['digest'] for k, x in world.run().items()}, world.s.jobs.retrain*60_000
+    best = [skill(world.registry.load(k, d).card) for k, d in first.items()]
+    monkeypatch.setattr(module, 'skill', lambda metrics: 0. if skill(metrics) in best else -1.)
+    for n in (1, 2):
+        assert not any(x['promoted'] for x in world.run(SLOT + n*period).values()) and world.registry.champion() == first
+        assert not any(aged(world.registry.load(k, d), SLOT + (n + 1)*period, world.s) for k, d in first.items())
+    r = world.run(SLOT + 3*period)
+    assert all(x['promoted'] and 'older than 3 retrain periods' in x['why'] for x in r.values()) and world.newest() == world.registry.champion()
 
 
 def test_repeating_changes_nothing(world):

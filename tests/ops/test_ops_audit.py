@@ -55,6 +55,38 @@ def test_no_model_loadable(day):
     assert a['sizing'].verdict == 'grey'
 
 
+def newest(j): return j.scalar(sa.select(S.cycles.c.id).order_by(S.cycles.c.slot.desc()))
+
+
+def test_nobody_votes_in_the_newest_cycle(day):
+    home, j, s, now = day; c, why = newest(j), {k: 'version 12 gave no number' for k in s.models.members}
+    sql(day, S.signals.update().where(S.signals.c.cycle_id == c).values(path='fallback', votes=[], missing=why))
+    j.alert(now, 'critical', Reason.FALLBACK_USED, 'fallback', cause=c)
+    a = audit(home, j, s, now)
+    assert a.red == ('vote',) and 'no model voted in the newest cycle' in a['vote'].ran and 'gave no number' in a['vote'].ran and not a.healthy
+
+
+@pytest.mark.parametrize('told', [True, False])
+def test_a_degraded_vote_is_named_now_and_has_its_alert(day, told):
+    home, j, s, now = day; c, (k, *_) = newest(j), s.models.members
+    for r in j.rows(sa.select(S.signals).where(S.signals.c.cycle_id == c)):
+        sql(day, S.signals.update().where(S.signals.c.id == r['id']).values(path='degraded', votes=[v for v in r['votes'] if v['kind'] != k], missing={k: 'it is older than 3 retrain periods'}))
+    if told: j.alert(now, 'warning', Reason.DEGRADED_VOTE, 'degraded', cause=c)
+    a = audit(home, j, s, now)
+    assert a.red == (() if told else ('vote',)) and (f'{k}: it is older' in a['vote'].ran if told else 'without an alert' in a['vote'].ran)
+
+
+@pytest.mark.parametrize('told, opened', [(True, False), (False, False), (True, True)])
+def test_a_bar_unlike_the_learnt_ones_is_told_and_not_entered(day, told, opened):
+    home, j, s, now = day
+    entered = {(i['cycle_id'], i['symbol']) for i in j.rows(S.intents) if i['action'] == 'open'}
+    r = next(r for r in j.rows(S.signals) if ((r['cycle_id'], r['symbol']) in entered) == opened)
+    sql(day, S.signals.update().where(S.signals.c.id == r['id']).values(votes=[v | dict(odd='rsi14 lies 3 ranges outside') for v in r['votes']]))
+    if told: j.alert(now, 'warning', Reason.OUT_OF_DISTRIBUTION, 'odd', cause=r['symbol'])
+    a = audit(home, j, s, now)
+    assert a.red == (() if told and not opened else ('vote',)) and ('1 bars unlike' in a['vote'].ran or 'unlike all' in a['vote'].ran)
+
+
 # 2: the consumer is stopped, from the start and halfway
 def test_consumer_never_started(day):
     with day[1].write() as c: wipe_gateway(c); c.execute(S.pulses.delete().where(S.pulses.c.part == 'consumer'))
