@@ -22,7 +22,7 @@ class Fund:
         candles = market(symbols, START - bars*HOUR, bars + hours + 1, seed)
         self.server = start(Market(candles, seed=seed), start_ms=START + 15_000)
         self.home = conf.Home(path)
-        base = {'suite': {'seed': seed}, 'universe': {'symbols': symbols, 'history_bars': bars, 'snapshot_bars': 600}, 'models': {'rounds': 20},
+        base = {'suite': {'seed': seed}, 'universe': {'symbols': symbols, 'history_bars': bars, 'snapshot_bars': 600}, 'models': {'rounds': 20, 'members': ('xgboost', 'lightgbm')},
                 'execution': {'url': self.server.url}, 'jobs': {'ingest': 60, 'trade': 60, 'retrain': 0, 'report': 0, 'audit': 0}}
         for section, values in overrides.items(): base[section] = base.get(section, {}) | values
         self.settings = conf.load(overrides=base)

@@ -1,4 +1,6 @@
 "Signed order round trips a second over HTTP and in process, and the cost of a simulated minute: `python tests/bench/bench_sandbox.py`"
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from quantlib.sandbox.book import Params
 from quantlib.sandbox.contracts import table
 from quantlib.sandbox.exchange import Exchange
 from quantlib.sandbox.market import Market
+from quantlib.sandbox.rest import sign
 from quantlib.sandbox.server import serve
 
 START = parse_iso('2025-05-11T00:00Z')
@@ -34,6 +37,20 @@ def rate(f, n):
     return n/(time.perf_counter() - t)
 
 
+def per_core(f, n):
+    "Calls of `f` a second of processor time"
+    own = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    t = own()
+    for _ in range(n): f()
+    return n/(own() - t)
+
+
+def spent(pid):
+    "Seconds of processor time a process has used"
+    x = open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()
+    return (int(x[11]) + int(x[12]))/os.sysconf('SC_CLK_TCK')
+
+
 def over_http():
     "A server process and python-binance against it"
     import requests
@@ -47,8 +64,11 @@ def over_http():
         c = Local('paper', 'paper')
         sides = iter(['BUY', 'SELL']*10_000)
         order = lambda: c.futures_create_order(symbol='ETHUSDT', side=next(sides), type='MARKET', quantity='0.05')
+        requests.post(url + '/_sim/world', json=dict(limits=dict(weight=10**9, orders_10s=10**9, orders_1m=10**9)), timeout=30).raise_for_status()
         rate(order, 50)
+        before = spent(p.pid)
         yield 'orders over HTTP (python-binance), a second', rate(order, 1000)
+        yield 'orders over HTTP, a second of the server\'s core', 1000/(spent(p.pid) - before)
         yield 'klines 1,296 bars over HTTP, a second', rate(lambda: c.futures_klines(symbol='BTCUSDT', interval='1m', limit=1296), 50)
         t = time.perf_counter()
         requests.post(url + '/_sim/clock', json=dict(advance_ms=HOUR), timeout=30)
@@ -60,8 +80,20 @@ def over_http():
 def in_process():
     "The engine alone"
     ex = Exchange(market(), START)
-    sides = iter(['BUY', 'SELL']*10_000)
-    yield 'orders in process, a second', rate(lambda: ex.place(Params(symbol='ETHUSDT', side=next(sides), type='MARKET', quantity='0.05')), 3000)
+    ex.limits |= dict(orders_10s=10**9, orders_1m=10**9)
+    sides = iter(['BUY', 'SELL']*30_000)
+    params = lambda: Params(symbol='ETHUSDT', side=next(sides), type='MARKET', quantity='0.05')
+    def signed():
+        "Sign as a client does, then what the server does with it but for HTTP"
+        q = '&'.join(f'{k}={v}' for k, v in (params() | dict(timestamp=ex.now)).items())
+        assert ex.request('POST', '/fapi/v1/order', '', q + '&signature=' + sign(ex.secret, q), ex.key).status == 200
+    rate(signed, 200)
+    yield 'orders in process, a second', rate(lambda: ex.place(params()), 3000)
+    yield 'order answers in process (no signature, faults and limits looked at), a second', rate(lambda: ex.answer('POST', '/fapi/v1/order', params(), ex.key), 3000)
+    yield 'signed order round trips in process, a second of a core', per_core(signed, 3000)
+    ex.faults.add(dict(match=dict(method='POST', path='*', prob=1e-9), effect='reset', phase='after_apply', count=None))
+    yield 'signed order round trips in process with a fault waiting, a second of a core', per_core(signed, 3000)
+    ex.faults.clear()
     for s in list(table())[:12]:
         px, c = ex.mark(s), ex.contracts[s]
         ex.account.leverages[s] = 20
