@@ -154,11 +154,14 @@ class Pages:
 
 
 def test_income_is_read_page_by_page_and_once():
-    rows = [dict(incomeType='COMMISSION', income='-0.1', asset='USDT' if n % 7 else 'BNB', time=NOW + n*1000//3, tranId=n, tradeId=str(n), symbol='ETHUSDT') for n in range(2500)]
+    rows = [dict(incomeType='COMMISSION', income='-0.1', asset='USDT' if n % 7 else 'BNB', time=NOW + n*1000//3, tranId=n + 1, tradeId=str(n), symbol='ETHUSDT') for n in range(2500)]
     got = income(Pages(rows), NOW, NOW + 20*DAY)
     assert len(got) == len({r['id'] for r in got}) == sum(n % 7 != 0 for n in range(2500)) and got == sorted(got, key=lambda r: (r['at'], r['id']))
-    for bad in (dict(income='NaN'), dict(incomeType=None), dict(tranId=None), dict(asset=None)):
+    for bad in (dict(income='NaN'), dict(incomeType=None), dict(tranId=None), dict(tranId=''), dict(asset=None), dict(asset='-USDT'), dict(incomeType=''), dict(symbol=''), dict(tradeId=None)):
         with pytest.raises(Garbled): income(Pages([rows[1] | bad]), NOW, NOW + DAY)
+    with pytest.raises(Garbled, match='of which trade'): income(Pages([{k: v for k, v in rows[1].items() if k != 'tradeId'}]), NOW, NOW + DAY)
+    (paid,) = income(Pages([dict(incomeType='TRANSFER', income='5', asset='USDT', time=NOW, tranId=7, symbol='')]), NOW, NOW + DAY)
+    assert paid['trade'] == '' and paid['id'] == 'TRANSFER:7:'
 
 
 @settings(deadline=None, max_examples=40)
