@@ -37,20 +37,13 @@ from quantlib.sandbox.exchange import Exchange as Venue
 from quantlib.sandbox.market import Market
 from quantlib.sandbox.rest import Answer
 
+from world import FIRST, MAKE, alike
+
 PRICES = dict(ETHUSDT=2_500., SOLUSDT=150.)
 MODES = ('before', 'between', 'after', 'lose')
 ORDER, ALGO = '/fapi/v1/order', '/fapi/v1/algoOrder'
 AWAY_MS = 3_000 # Until the supervisor has started another gateway
-MAKE, FIRST = sa.create_engine, []
 SETTINGS = parse({'universe': {'symbols': list(PRICES)}, 'execution': dict(reconcile_s=15)})
-
-
-def alike(url, **kw):
-    "An engine that knows every statement that was compiled before the fork"
-    e = MAKE(url, **kw)
-    if not FIRST: FIRST.append(e)
-    e.dialect, e._compiled_cache = FIRST[0].dialect, FIRST[0]._compiled_cache
-    return e
 
 
 def still(hours=3, before=25, bar=15):

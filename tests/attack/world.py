@@ -1,6 +1,7 @@
 "What the attack harnesses share: a rough market, a fast journal, and a stage with the gateway on it"
 import shutil, tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np, pandas as pd
 import sqlalchemy as sa
@@ -46,9 +47,19 @@ def _fast(dbapi, record):
     for p in ('synchronous=OFF', 'busy_timeout=1'): dbapi.execute(f'PRAGMA {p}').fetchall()
 
 
+MAKE, FIRST = sa.create_engine, []
+
+def alike(url, **kw):
+    "An engine that knows every statement that the first one of this process has compiled"
+    e = MAKE(url, **kw)
+    if not FIRST: FIRST.append(e)
+    e.dialect, e._compiled_cache = FIRST[0].dialect, FIRST[0]._compiled_cache
+    return e
+
+
 def fast_journal(url):
     "A journal that does not wait for a disk"
-    j = Journal(url)
+    with mock.patch.object(sa, 'create_engine', alike): j = Journal(url)
     j.engine.dispose(); sa.event.listen(j.engine, 'connect', _fast)
     return j
 
