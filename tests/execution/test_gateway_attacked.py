@@ -158,6 +158,18 @@ def test_a_breaker_holds_for_the_rest_of_its_own_pass(stage):
     assert sorted(v['outcome'] for v in stage.journal.rows(schema.verdicts)) == ['approved']*3 + ['rejected']
 
 
+def test_filters_that_change_are_read_as_soon_as_an_order_is_refused_for_them(stage):
+    g = begin(stage); hold(stage, g); seconds(stage, g, 3); h = g.ledger.held['ETHUSDT']
+    step = g.desk.rules['ETHUSDT'].step*10; assert h.qty % step, 'the position must not lie on the new grid'
+    stage.venue.world(filters={'ETHUSDT': dict(step=str(step))}); out = sent(g)
+    stage.connect().futures_cancel_algo_order(clientAlgoId=stops(stage)[0]); seconds(stage, g, 4)
+    assert len(stops(stage)) == 1 and len(out) <= 4, out
+    stage.venue.world(filters={'ETHUSDT': dict(step='77')}); stage.connect().futures_cancel_algo_order(clientAlgoId=stops(stage)[0])
+    asked, real = [], g.watch.desk.client.futures_exchange_info
+    g.client.futures_exchange_info = lambda **kw: asked.append(1) or real(**kw)
+    seconds(stage, g, 30); assert 1 <= len(asked) <= 11
+
+
 def test_a_message_that_is_no_object_holds_up_nobody(stage):
     g = begin(stage)
     with stage.journal.write() as c: c.execute(schema.outbox.insert(), dict(stream='trade.intent', key='x', payload=[1], at=0))
