@@ -83,7 +83,9 @@ class Run:
         from quantlib.execution.client import connect
         return connect(self.settings)
     @cached_property
-    def clock(self): return ServerClock(self.client, simulated=self.mode == 'paper')
+    def clock(self):
+        from quantlib.data.history import again
+        return again(lambda: ServerClock(self.client, simulated=self.mode == 'paper'))
     @cached_property
     def store(self):
         from quantlib.data.candles import CandleStore
@@ -95,13 +97,19 @@ class Run:
     def __repr__(self): return f'Run({self.id}, {self.mode}, home={str(self.home.path)!r}, settings {self.settings.digest}, code {self.code})'
 
 # %% ../../nbs/schedule/04_jobs.ipynb #7810904b
+def _prices(rows, symbols):
+    "Mark price and funding rate by symbol; raises when a number is none"
+    marks, funding = ({r['symbol']: float(r[k]) for r in rows if r['symbol'] in symbols} for k in ('markPrice', 'lastFundingRate'))
+    if bad := [s for s in marks if not (0 < marks[s] < float('inf') and abs(funding[s]) < 1)]: raise ValueError(f'mark price or funding rate of {", ".join(bad)} is no number: {[(marks[s], funding[s]) for s in bad]}')
+    return marks, funding
+
 @patch
 def snapshot(self:Run):
     "The market as it was known at the slot"
+    from quantlib.data.history import again
     from quantlib.strategy.decide import Snapshot
-    rows, u = self.client.futures_mark_price(), self.settings.universe
-    marks = {r['symbol']: float(r['markPrice']) for r in rows if r['symbol'] in u.symbols}
-    funding = {r['symbol']: float(r['lastFundingRate']) for r in rows if r['symbol'] in u.symbols}
+    u = self.settings.universe
+    marks, funding = again(lambda: _prices(self.client.futures_mark_price(), u.symbols))
     return Snapshot.take(self.store, self.slot, u.symbols, u.snapshot_bars, marks, funding)
 
 @patch(as_prop=True)

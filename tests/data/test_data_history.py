@@ -104,9 +104,20 @@ def test_passing_faults_are_waited_out(made, store, fault, pauses):
     assert slept == pauses and store.read().equals(closed(made))
 
 
+@pytest.mark.parametrize('spoil', [lambda p: None, lambda p: {}, lambda p: [], lambda p: [p[0], None] + p[2:], lambda p: [p[0][:4]] + p[1:], lambda p: [[None] + p[0][1:]] + p[1:], lambda p: [[p[0][0] + 1] + p[0][1:]] + p[1:],
+    lambda p: [p[0][:4] + ['NaN'] + p[0][5:]] + p[1:], lambda p: [[10**24] + p[0][1:]] + p[1:]], ids=('null', 'object', 'empty', 'row', 'short', 'no time', 'off the grid', 'NaN', 'far'))
+def test_spoiled_pages_are_asked_for_again(made, store, spoil):
+    class Spoiled(Exchange):
+        def futures_klines(self, **kw): page = super().futures_klines(**kw); return spoil([list(r) for r in page]) if len(self.calls) == 2 else page
+    slept = []
+    backfill(Spoiled(made), store, NAMES, START, NOW, budget=budget(pause=slept.append))
+    assert slept == ([] if spoil([[0]*6]*3) == [] else [1.]) # an empty page is an answer: nothing was traded
+    whole = closed(made); assert store.read().merge(whole).shape == store.read().shape and len(store.read()) in (len(whole), len(whole) - 500)
+
+
 def test_lasting_faults_and_refusals(made, store):
     x = Exchange(made, faults=[ConnectionError('down')]*9)
-    with pytest.raises(HistoryError, match='try 4 of 4'): backfill(x, store, NAMES, START, NOW, budget=budget())
+    with pytest.raises(HistoryError, match='asked up to 4 times'): backfill(x, store, NAMES, START, NOW, budget=budget())
     x = Exchange(made, faults=[api_error(400, -1121, 'Invalid symbol.')])
     with pytest.raises(HistoryError, match='Invalid symbol'): backfill(x, store, NAMES, START, NOW, budget=budget())
     assert len(x.calls) == 1 and store.version == -1
