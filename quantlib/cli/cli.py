@@ -248,7 +248,8 @@ def leaks(candles:Annotated[str, typer.Option(help='Parquet of hourly candles; a
     found = hunt(read_candles(candles) if candles else None).json()
     if as_json: say(found, True)
     else:
-        for r in found['leaks']: typer.echo(f"{'found' if r['right'] else 'MISSED':8}{r['leak']:28}{r['stage']}")
+        wide = max(len(r['leak']) for r in found['leaks']) + 2
+        for r in found['leaks']: typer.echo(f"{'found' if r['right'] else 'MISSED':8}{r['leak']:{wide}}{r['stage']}")
         typer.echo(f"{found['found']} of {found['planted']} found, clean pipeline: {found['clean'] or 'no alarm'}")
     raise typer.Exit(0 if found['good'] else 1)
 

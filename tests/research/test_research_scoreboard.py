@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from quantlib.core.clock import HOUR, parse_iso
 from quantlib.data.synthetic import funding, market
 from quantlib.models.validate import rank_ic
-from quantlib.research.scoreboard import BEFORE, earned, following, mape, scoreboard, score_file, stretch
+from quantlib.research.scoreboard import BEFORE, carried, choice, earned, following, mape, scoreboard, score_file, stretch
 
 SINCE, CUT, END = parse_iso('2025-01-01'), parse_iso('2025-02-12'), parse_iso('2025-02-20')
 KINDS = ('ridge', 'lightgbm')
@@ -26,7 +26,7 @@ def _plain(b): d = b.json(); d.pop('spent'); return json.dumps(d, sort_keys=True
 
 def test_everybody_is_on_it_at_every_horizon(board):
     assert set(board.frame.index) == {(h, k) for h in (1, 4, 24) for k in ('zero', 'sign', 'momentum', 'ridge', 'lightgbm', 'ensemble')}
-    assert len(board.verdicts()) == 15 and sum('does NOT beat' in v or ' beats ' in v for v in board.verdicts()) == 15
+    assert len(board.verdicts()) == 15 + sum(map(len, map(board.vote, (1, 4, 24)))) and sum('does NOT beat' in v or ' beats ' in v for v in board.verdicts()) == 15
 
 
 def test_it_is_the_same_twice_with_any_number_of_threads(px, board): assert _plain(_board(px, trials=10, threads=1)) == _plain(board)
@@ -66,8 +66,20 @@ def test_rank_ic_of_the_table_is_that_of_the_quantiles(board):
 
 def test_more_trials_make_a_record_less_likely_to_be_real(px, board):
     test, (r, paid) = board.test, following(px, None)
-    d = [earned(board.q['ridge'][:, 0, 2], test, 1, r, paid, 0., n)['deflated'] for n in (1, 10, 1000)]
+    t = carried(board.q['ridge'][:, 0, 2], test, 1, r, paid, 0.)
+    d = [earned(t, n)['deflated'] for n in (1, 10, 1000)]
     assert d == sorted(d, reverse=True)
+
+
+def test_a_choice_among_worthless_books_is_overfitted_and_a_real_edge_is_not():
+    rng = np.random.default_rng(0); n = {f'm{i}': pd.Series(rng.normal(0, .01, 2000)) for i in range(8)}
+    assert .2 < choice(n).pbo < .8 and choice(n | dict(edge=n['m0'] + .002)).pbo < .01
+    flat = pd.Series(np.zeros(2000)); assert choice(dict(zero=flat, m0=n['m0'])) is None and choice({k: x[:40] for k, x in n.items()}) is None
+
+
+def test_the_board_says_whether_the_choice_is_luck(board):
+    j = board.json()['overfit']; assert set(j) == {'h1', 'h4', 'h24'}
+    assert all(0 <= o['pbo'] <= 1 and o['splits'] == 12_870 for o in j.values() if o) and sum('PBO' in v for v in board.verdicts()) == sum(o is not None for o in j.values()) > 0
 
 
 def test_following_pays_funding_to_the_position_that_was_held():
