@@ -1953,6 +1953,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'quantlib.research.plots.drawn': ('research/plots.html#drawn', 'quantlib/research/plots.py'),
                                          'quantlib.research.plots.equity': ('research/plots.html#equity', 'quantlib/research/plots.py'),
                                          'quantlib.research.plots.guarded': ('research/plots.html#guarded', 'quantlib/research/plots.py'),
+                                         'quantlib.research.plots.naked': ('research/plots.html#naked', 'quantlib/research/plots.py'),
                                          'quantlib.research.plots.paths': ('research/plots.html#paths', 'quantlib/research/plots.py'),
                                          'quantlib.research.plots.prices': ('research/plots.html#prices', 'quantlib/research/plots.py'),
                                          'quantlib.research.plots.protection': ( 'research/plots.html#protection',
