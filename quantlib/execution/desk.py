@@ -90,7 +90,8 @@ def sound(self:Desk, o:Order) -> bool:
     try: r = self.rules[o.symbol]
     except RuleRefused: return o.role != 'entry'
     near = not o.trigger or o.symbol not in self.marks or 1/FAR < float(o.trigger)/self.marks[o.symbol][0] < FAR
-    return near and not o.qty % r.step and not (o.trigger or 0) % r.tick
+    rest = o.role == 'close' and o.qty < r.step # less than what may be traded: whether it goes is for the exchange to say
+    return near and (rest or not o.qty % r.step) and not (o.trigger or 0) % r.tick
 
 # %% ../../nbs/execution/12_desk.ipynb #ef489957
 @patch
@@ -132,6 +133,7 @@ def send(self:Desk,
 @patch
 def _withhold(self:Desk, o, why):
     "An order that is not sent: no row, but a word"
+    if why == Reason.BAD_NUMBER and o.role != 'entry': self.doubts.add('rules') # they may be old
     self.ledger.alert(self.now, 'warning', why, f'{o.role} of {o.symbol} is not sent', f'{o.symbol} {iso(floor(self.now, MINUTE))}')
     return move(o, State.REFUSED, self.now, error=f'withheld: {why.value}')
 

@@ -170,6 +170,19 @@ def test_filters_that_change_are_read_as_soon_as_an_order_is_refused_for_them(st
     seconds(stage, g, 30); assert 1 <= len(asked) <= 11
 
 
+@pytest.mark.parametrize('healed', (True, False), ids=('the filters are as before', 'they still stand'))
+def test_less_than_a_step_is_closed_as_soon_as_the_exchange_takes_it(stage, healed):
+    g = begin(stage); hold(stage, g); step = g.desk.rules['ETHUSDT'].step; seconds(stage, g, 3)
+    stage.venue.world(filters={'ETHUSDT': dict(step='77')}); stage.wish('ETHUSDT', 'SELL', action='close'); seconds(stage, g, 6)
+    assert 'ETHUSDT' in g.ledger.held and g.desk.rules['ETHUSDT'].step == 77
+    if healed: stage.venue.world(filters={'ETHUSDT': dict(step=str(step))})
+    kill.put(stage.home, 'FLATTEN', 'test', 'test', at=0); seconds(stage, g, 8)
+    if not healed:
+        assert 'ETHUSDT' in g.ledger.held and stops(stage)
+        stage.venue.world(filters={'ETHUSDT': dict(step=str(step))}); seconds(stage, g, 60)
+    assert 'ETHUSDT' not in g.ledger.held and not stage.venue.account.position('ETHUSDT').qty and not stops(stage)
+
+
 def test_a_message_that_is_no_object_holds_up_nobody(stage):
     g = begin(stage)
     with stage.journal.write() as c: c.execute(schema.outbox.insert(), dict(stream='trade.intent', key='x', payload=[1], at=0))
