@@ -134,11 +134,11 @@ def standing(
 def tiers_of(
     rows:list, # The answer of `leverageBracket`
 ) -> dict: # Symbol → tuple of `Tier`
-    "The leverage tiers of all symbols; raises `ValueError` for a row that holds no numbers"
+    "The leverage tiers of all symbols; raises `ValueError` for a row that names no symbol or holds no numbers"
     one = lambda b: Tier(int(b['initialLeverage']), float(b['notionalCap']), float(b['maintMarginRatio']), float(b['cum']))
     try: out = {r['symbol']: tuple(one(b) for b in r['brackets']) for r in rows}
-    except (KeyError, TypeError, ValueError) as e: raise ValueError(f'leverage tiers cannot be read ({type(e).__name__}: {e}); ask the exchange again') from None
-    bad = [s for s, ts in out.items() if not ts or not all(_positive(t.leverage, t.cap, t.rate) and t.rate < 1 and _n(t.cum) >= 0 for t in ts)]
+    except (KeyError, TypeError, ValueError, OverflowError) as e: raise ValueError(f'leverage tiers cannot be read ({type(e).__name__}: {e}); ask the exchange again') from None
+    bad = [str(s) for s, ts in out.items() if not isinstance(s, str) or not ts or not all(_positive(t.leverage, t.cap, t.rate) and t.rate < 1 and _n(t.cum) >= 0 for t in ts)]
     if bad: raise ValueError(f'leverage tiers of {", ".join(bad)} hold impossible numbers; ask the exchange again')
     return out
 

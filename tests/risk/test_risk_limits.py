@@ -3,7 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings as hyp, strategies as st
+from hypothesis import example, given, settings as hyp, strategies as st
 
 from quantlib.core.settings import load
 from quantlib.core.types import Book, Intent, Position, Reason, Regime, Side, SignalPath
@@ -228,10 +228,14 @@ def test_no_world_however_broken_gets_an_entry_past_a_limit(intent, book, spoils
 
 
 @given(st.recursive(junk, lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(st.sampled_from(['symbol', 'brackets', 'initialLeverage', 'notionalCap', 'maintMarginRatio', 'cum']), x, max_size=6)), max_leaves=20))
+@example([{'symbol': None, 'brackets': []}])
+@example([{'symbol': None, 'brackets': [dict(initialLeverage=20, notionalCap=5e4, maintMarginRatio=.01, cum=0)]}])
+@example([{'symbol': 'BTCUSDT', 'brackets': [dict(initialLeverage=math.inf, notionalCap=5e4, maintMarginRatio=.01, cum=0)]}])
+@example([{'symbol': 'BTCUSDT', 'brackets': [dict(initialLeverage=20, notionalCap=10**400, maintMarginRatio=.01, cum=0)]}])
 def test_leverage_tiers_are_read_or_refused(rows):
     try: out = tiers_of(rows)
     except ValueError: return
-    assert all(ts and all(math.isfinite(x) for t in ts for x in (t.leverage, t.cap, t.rate, t.cum)) for ts in out.values())
+    assert all(isinstance(s, str) for s in out) and all(ts and all(math.isfinite(x) for t in ts for x in (t.leverage, t.cap, t.rate, t.cum)) for ts in out.values())
 
 
 def test_without_a_cause_it_is_approved():
