@@ -120,7 +120,6 @@ URLS = ['sqlite', 'postgres']
 def url(request, tmp_path):
     "A database that two processes can open; PostgreSQL where one answers"
     if request.param == 'sqlite': yield f'sqlite:///{tmp_path}/journal.db'; return
-    pytest.importorskip('psycopg')
     name = f'quantlib_{os.getpid()}_{time.monotonic_ns()}'
     base = sa.create_engine('postgresql+psycopg://postgres@127.0.0.1:5432/test', connect_args={'connect_timeout': 2})
     try:

@@ -3,6 +3,7 @@ import json, math
 from decimal import Decimal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -77,7 +78,6 @@ def test_text_is_plain_and_exact(d):
 
 
 def closes():
-    pd = pytest.importorskip('pandas')
     df = pd.read_parquet(META.parent/'usdm_1h_45sym_2023-01_2025-09.parquet', columns=['symbol', 'open_time', 'close'])
     return df.sort_values('open_time').groupby('symbol').close.last()
 

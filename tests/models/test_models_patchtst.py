@@ -1,17 +1,16 @@
 "PatchTST against the implementation in transformers, and what its parts promise"
-import importlib.util, itertools
+import itertools
 import pytest, torch
+from transformers import PatchTSTConfig, PatchTSTForPrediction
 from quantlib.models.fit import seeded
 from quantlib.models.patchtst import Attention, PatchTST, adopt, patches
 
-missing = pytest.mark.skipif(importlib.util.find_spec('transformers') is None, reason='transformers is not installed')
 SHAPES = [dict(length=336, horizon=96, size=16, stride=8, width=16, heads=4, layers=3, inner=128), dict(length=512, horizon=96, size=16, stride=16, width=16, heads=2, layers=2, inner=128),
           dict(length=50, horizon=5, size=12, stride=7, width=24, heads=3, layers=1, inner=20)]
 
 
 def twin(kw, channels=3):
     "The other implementation, with weights and running statistics drawn at random"
-    from transformers import PatchTSTConfig, PatchTSTForPrediction
     with seeded(5):
         net = PatchTSTForPrediction(PatchTSTConfig(num_input_channels=channels, context_length=kw['length'], prediction_length=kw['horizon'], patch_length=kw['size'], patch_stride=kw['stride'],
             d_model=kw['width'], num_attention_heads=kw['heads'], num_hidden_layers=kw['layers'], ffn_dim=kw['inner'], pooling_type=None, norm_type='batchnorm', scaling='std', loss='mse', pre_norm=False, attention_dropout=0., ff_dropout=.3))
@@ -21,7 +20,6 @@ def twin(kw, channels=3):
     return net.eval()
 
 
-@missing
 @pytest.mark.parametrize('kw', SHAPES, ids=lambda k: f'{k["length"]}-{k["size"]}-{k["stride"]}')
 def test_forecasts_equal_those_of_transformers(kw):
     theirs = twin(kw); ours = adopt(PatchTST(**kw), theirs.state_dict()).eval()
@@ -32,7 +30,6 @@ def test_forecasts_equal_those_of_transformers(kw):
         assert (a - b).abs().max() <= eps * max(a.abs().max().item(), 1)
 
 
-@missing
 def test_a_step_of_learning_is_the_same_too():
     kw = SHAPES[2]; theirs = twin(kw); ours = adopt(PatchTST(dropout=0., **kw), theirs.state_dict()).train(); theirs.model.train()
     for m in theirs.modules():
@@ -43,7 +40,6 @@ def test_a_step_of_learning_is_the_same_too():
     assert torch.allclose(a, b, atol=2e-5) and torch.allclose(theirs.head.projection.weight.grad, ours.head.weight.grad, atol=2e-5)
 
 
-@missing
 def test_a_network_of_another_shape_is_refused():
     theirs = twin(SHAPES[2]).state_dict()
     with pytest.raises((RuntimeError, KeyError)): adopt(PatchTST(**SHAPES[0]), theirs)

@@ -2,13 +2,13 @@
 import asyncio
 import time
 
+import ccxt
 import pytest
 
 from quantlib.core.clock import HOUR, MINUTE
 from quantlib.sandbox.server import start
 from sandbox_kit import START, two
 
-ccxt = pytest.importorskip('ccxt', reason='ccxt is a development dependency')
 PAIR, ID = 'BTC/USDT:USDT', 'BTCUSDT'
 
 
