@@ -88,6 +88,21 @@ def test_a_room_imports_only_rooms_above_it():
     assert wrong == []
 
 
+def unordered(x):
+    "Whether an expression is a set, whose order differs from process to process"
+    if isinstance(x, ast.BinOp) and isinstance(x.op, (ast.BitOr, ast.BitAnd, ast.Sub)): return any(unordered(y) or (isinstance(y, ast.Call) and getattr(y.func, 'attr', '') in ('keys', 'items')) for y in (x.left, x.right))
+    return isinstance(x, (ast.Set, ast.SetComp)) or (isinstance(x, ast.Call) and getattr(x.func, 'id', '') in ('set', 'frozenset'))
+
+
+def test_nothing_is_done_in_the_order_of_a_set():
+    wrong = []
+    for p in modules():
+        for node in ast.walk(ast.parse(p.read_text())):
+            turns = [node.iter] if isinstance(node, ast.For) else [g.iter for g in node.generators] if isinstance(node, (ast.ListComp, ast.DictComp)) else []
+            wrong += [f'{p.relative_to(ROOT)}:{node.lineno} goes through {ast.unparse(x)}; sort it' for x in turns if unordered(x)]
+    assert wrong == []
+
+
 def test_no_pickle():
     for p in modules():
         for node in ast.walk(ast.parse(p.read_text())):

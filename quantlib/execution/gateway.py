@@ -248,8 +248,9 @@ def account(self:Gateway, fresh:bool=True) -> bool:
     if fresh:
         for o in list(self.ledger.alive.values()): self.attempt(self.follow, o.id, o, truth)
     if fresh or self.ledger.ended or (self.news and not self.settled):
-        for s in {s for s in held.keys() | truth.positions.keys() if not self.desk.explained(s)} | self.ledger.unbooked(): self.attempt(self.desk.absorb, s, s)
-    for s in held.keys() & truth.positions.keys(): self.at_mark(s, truth)
+        odd = {s for s in held.keys() | truth.positions.keys() if not self.desk.explained(s)}
+        for s in sorted(odd | self.ledger.unbooked()): self.attempt(self.desk.absorb, s, s)
+    for s in sorted(held.keys() & truth.positions.keys()): self.at_mark(s, truth)
     if held and fresh: self.ledger.moved()
     for i in list(self.ledger.ended): self.attempt(self.finish, i, i)
     if fresh: self.dispute(truth); self.reconcile(); self.settle()
@@ -409,9 +410,9 @@ def write(self:Gateway):
 def tidy(self:Gateway):
     "Forget intents of which nothing is alive or held, and the lost stops of what is no longer held"
     held = {h.intent.id for h in self.ledger.held.values()}
-    for i in self.desk.lost.keys() - held: del self.desk.lost[i]
+    for i in sorted(self.desk.lost.keys() - held): del self.desk.lost[i]
     keep = held | self.ledger.ended.keys() | {o.intent_id for o in self.ledger.alive.values()}
-    for i in self.ledger.serves.keys() - keep: self.ledger.forget(i)
+    for i in sorted(self.ledger.serves.keys() - keep): self.ledger.forget(i)
     self.desk.shown &= self.ledger.orders.keys()
 
 @patch

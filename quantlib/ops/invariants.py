@@ -481,7 +481,7 @@ def _sound(x, positive):
 
 @invariant('I14', 'no number is missing, infinite, absurd or of the wrong sign')
 def no_garbage(f:Facts):
-    for table, columns in _WHOLE.items() | {('equity', ('wallet', 'unrealized', 'equity', 'gross', 'day_open')), ('verdicts', ('notional_usdt',)), ('intents', ('notional_usdt', 'price'))}:
+    for table, columns in [*_WHOLE.items(), ('equity', ('wallet', 'unrealized', 'equity', 'gross', 'day_open')), ('verdicts', ('notional_usdt',)), ('intents', ('notional_usdt', 'price'))]:
         for r in f.tables[table]:
             for k in columns:
                 if r[k] is not None and not _sound(r[k], k in _POSITIVE.get(table, ())): yield f'{table} {r.get("id") or r.get("symbol") or r.get("at")}: {k} is {r[k]!r}', {}
@@ -553,7 +553,7 @@ def ownership(f:Facts):
     for o in f.orders:
         if o['role'] != 'external' and not o['id'].startswith(PREFIX): yield f'{o["id"]} was sent without our prefix', {}
     held = {p['symbol'] for p in f.positions}
-    for s in f.shown.positions.keys() - held:
+    for s in sorted(f.shown.positions.keys() - held):
         if not f.strange(s): yield f'{s} is held at the exchange, it is not ours, and nobody was told', {}
     for s in f.view.open:
         if not s.ours and f.view.at - s.at > ORPHAN_MS + f.settings.execution.reconcile_s*1000 and not f.strange(s.symbol): yield f'{s.client} rests in {s.symbol}, is not ours, and nobody was told', {}

@@ -114,7 +114,7 @@ def uncovered(self:Watch) -> set: # Symbols
 def look(self:Watch):
     "Begin and end the stretches without a stop; call it after every move of the clock"
     now = self.uncovered()
-    for s in now - self.naked.keys(): self.naked[s] = self.venue.now
-    for s in self.naked.keys() - now:
+    for s in sorted(now - self.naked.keys()): self.naked[s] = self.venue.now
+    for s in sorted(self.naked.keys() - now):
         at = self.naked.pop(s)
         self.spans.append(Span(s, at, self.venue.now - at, self.causes(s, at)))

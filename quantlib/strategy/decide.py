@@ -72,7 +72,7 @@ def unlike(
 ) -> dict: # Kind → symbol → how its newest bar is unlike what this model learnt from
     "The newest bars that lie outside of what a model has seen"
     gates, rows = {k: m.gate for k, m in models.items() if hasattr(m, 'gate')}, _rows(snapshot, symbols)
-    said = {g: {s: why for s, why in zip(rows.symbols, g.flag(rows)[1]) if why} for g in set(gates.values())}
+    said = {g: {s: why for s, why in zip(rows.symbols, g.flag(rows)[1]) if why} for g in dict.fromkeys(gates.values())}
     return {k: said[g] for k, g in gates.items()}
 
 # %% ../../nbs/strategy/04_decide.ipynb #fa0331cd
